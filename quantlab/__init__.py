@@ -1,0 +1,1 @@
+"""quantlab: in which precision may this model ship?"""

@@ -1,0 +1,82 @@
+"""Degradations: whatever made a result worth less than it looks, counted and never silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DegradationCode(StrEnum):
+    """Stable names of everything that quantlab does on its own and a release gate must know of."""
+
+    ASSUMED_PREPROCESS = "assumed-preprocess"
+    """No preprocessing was given or found in the model; one was assumed."""
+    UNREADABLE_SAMPLES = "unreadable-samples"
+    """Samples that could not be read were left out."""
+    LOSSY_DECODE = "lossy-decode"
+    """Images lost something in decoding: alpha, CMYK, more than 8 bits, further frames."""
+    DUPLICATE_SAMPLES = "duplicate-samples"
+    """Samples with the same content were counted more than once."""
+    OVERLAP = "calibration-evaluation-overlap"
+    """The same content is in the calibration and in the evaluation data."""
+    UNLABELLED_SAMPLES = "unlabelled-samples"
+    """Samples without a label in a labelled set were left out of accuracy."""
+    RANDOM_DATA = "random-data"
+    """Random numbers stood in for data."""
+    ASSUMED_SHAPE = "assumed-shape"
+    """A dynamic input dimension was given a value that nobody stated."""
+    PADDED_BATCH = "padded-batch"
+    """A model of fixed batch size was fed repeated samples to fill the last batch."""
+    NOT_SIMPLIFIED = "not-simplified"
+    """The simplifier failed or changed the results; the model was used as it was."""
+    NON_FINITE_VALUES = "non-finite-values"
+    """NaN or infinite values were met and left out of ranges or metrics."""
+    METHOD_FALLBACK = "method-fallback"
+    """The range method has no meaning for these tensors; another was used."""
+    NO_RANGE = "no-range"
+    """Tensors had no usable range (never ran, constant zero) and stay in floating point."""
+    NOT_QUANTIZED = "not-quantized"
+    """Layers that could be quantized stayed in floating point."""
+    PRECISION_NOT_PROVED = "precision-not-proved"
+    """The proved precision differs from the requested one."""
+    SATURATED_WEIGHTS = "saturated-weights"
+    """Weights beyond the range of the number format were clipped."""
+    NOISY_TIMING = "noisy-timing"
+    """The latency comparison's own control says that it is too noisy to rely on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """One counted degradation.
+
+    Attributes:
+        code: Stable name, used by policies to allow it.
+        message: One sentence for people.
+        count: How many samples, tensors or layers are concerned; at least 1.
+        subjects: Names of some of them, at most ``MAX_SUBJECTS``.
+    """
+
+    code: DegradationCode
+    message: str
+    count: int = 1
+    subjects: tuple[str, ...] = ()
+
+    MAX_SUBJECTS = 10  # not annotated: a constant, not a field
+
+    @classmethod
+    def of(cls, code: DegradationCode, message: str, subjects: Iterable[str]) -> Degradation:
+        """Make a degradation that counts ``subjects`` and keeps the first few names."""
+        names = list(subjects)
+        return cls(code, message, len(names), tuple(names[: cls.MAX_SUBJECTS]))
+
+    def __str__(self) -> str:
+        names = ", ".join(self.subjects[:3])
+        more = f" ({names}{', ...' if self.count > 3 else ''})" if names else ""
+        return f"{self.code} x{self.count}: {self.message}{more}"
+
+
+def merge_degradations(degradations: Iterable[Degradation]) -> tuple[Degradation, ...]:
+    """Drop repeated entries (same code, message and subjects) and sort by code; counts are kept as they are."""
+    unique = {(d.code, d.message, d.subjects): d for d in degradations}
+    return tuple(unique[key] for key in sorted(unique))

@@ -1,0 +1,195 @@
+"""The result of comparing variants with a reference: plain records, saved as ``comparison.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantlab.degradation import Degradation
+from quantlab.documents import dump_json, read_json
+from quantlab.errors import DataError
+from quantlab.precision import Execution, Precision
+from quantlab.records import from_plain, to_plain
+
+COMPARISON_SCHEMA = "quantlab.comparison/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A two-sided confidence interval.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
+        confidence: Coverage, 0 to 1.
+    """
+
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDrift:
+    """Numerical drift of one model output against the reference, over all samples.
+
+    Attributes:
+        output: Name of the output.
+        sqnr_db: 10 log10(sum ref^2 / sum (ref - out)^2), in dB; inf if identical.
+        cosine: Mean over samples of the cosine similarity.
+        max_abs_error: Largest absolute difference.
+        kl_nats: Mean over samples of KL(softmax(ref) || softmax(out)); None for outputs that are not logits.
+        non_finite: Values of this variant's output that are NaN or infinite.
+        constant: Whether every sample gave the same output.
+    """
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs_error: float
+    kl_nats: float | None
+    non_finite: int
+    constant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Top-k decisions of a variant, paired with the reference on the same samples.
+
+    Attributes:
+        n: Samples compared.
+        agreement: Samples on which variant and reference give the same top-1 class.
+        n_labelled: Samples with a label; the counts below are over these.
+        top1: Variant right.
+        top5: Label among the variant's five best; None with fewer than six classes.
+        reference_top1: Reference right.
+        flips_to_wrong: Reference right and variant wrong (``b`` of the paired table).
+        flips_to_right: Reference wrong and variant right (``c``).
+    """
+
+    n: int
+    agreement: int
+    n_labelled: int
+    top1: int
+    top5: int | None
+    reference_top1: int
+    flips_to_wrong: int
+    flips_to_right: int
+
+    @property
+    def delta_pp(self) -> float:
+        """Change of top-1 accuracy against the reference in percentage points; negative is a loss."""
+        if self.n_labelled == 0:
+            return float("nan")
+        return 100.0 * (self.flips_to_right - self.flips_to_wrong) / self.n_labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Host latency of one call, from interleaved rounds.
+
+    Attributes:
+        boundary: What lies between start and stop of the clock.
+        batch_size: Samples a call.
+        n_calls: Timed calls.
+        median_ms: Median of all calls.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile; None with fewer than 459 calls (MLPerf LoadGen's count for p99).
+        throughput_per_s: Samples a second at the median.
+        ratio: Median of the paired round ratios variant/reference; below 1 is faster.
+        ratio_interval: Bootstrap interval of ``ratio`` over rounds.
+    """
+
+    boundary: str
+    batch_size: int
+    n_calls: int
+    median_ms: float
+    p90_ms: float
+    p99_ms: float | None
+    throughput_per_s: float
+    ratio: float
+    ratio_interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class VariantResult:
+    """One row of the comparison.
+
+    Attributes:
+        name: ``<backend>-<precision>[-<method>][+<n>excl]``.
+        backend: Backend that ran it.
+        requested: Precision asked for.
+        proved: Precision found by inspection of the engine; None if nothing could be proved.
+        proof: How it was proved, in words.
+        execution: Native or emulated.
+        size_bytes: Size of the engine file with its external data.
+        sha256: Hash of the engine file.
+        table_sha256: Hash of the calibration table, for quantized variants.
+        outputs: Numerical drift by output.
+        classification: Top-k decisions; None if no output looks like class scores.
+        latency: None where latency was not measured.
+    """
+
+    name: str
+    backend: str
+    requested: Precision
+    proved: Precision | None
+    proof: str
+    execution: Execution
+    size_bytes: int
+    sha256: str
+    table_sha256: str | None
+    outputs: tuple[OutputDrift, ...]
+    classification: Classification | None
+    latency: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Variants compared with a reference on the same samples.
+
+    Attributes:
+        reference: Name of the reference variant; it is among ``variants``.
+        variants: One result each, reference first.
+        model: File name of the source model.
+        model_sha256: Hash of the source model.
+        data: Provenance of the evaluation data.
+        data_sha256: Digest of the evaluation manifest.
+        n_samples: Samples compared.
+        seed: Seed of every random choice made here.
+        noise_floor: Interval of the reference's latency ratio against itself (A/A control); None if not timed.
+        environment: Versions, processor, threads.
+        degradations: Everything that was degraded on the way, calibration and build included.
+    """
+
+    reference: str
+    variants: tuple[VariantResult, ...]
+    model: str
+    model_sha256: str
+    data: Mapping[str, object]
+    data_sha256: str
+    n_samples: int
+    seed: int
+    noise_floor: Interval | None
+    environment: Mapping[str, object]
+    degradations: tuple[Degradation, ...]
+
+    def variant(self, name: str) -> VariantResult | None:
+        """The result of that name, or None."""
+        return next((result for result in self.variants if result.name == name), None)
+
+    def to_json(self) -> str:
+        """The document as text."""
+        return dump_json({"schema": COMPARISON_SCHEMA, **to_plain(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Comparison:
+        """Read ``comparison.json``.
+
+        Raises:
+            DataError: If the file is missing, damaged, or of another schema.
+        """
+        document = read_json(path, COMPARISON_SCHEMA, DataError, "comparison")
+        document.pop("schema")
+        return from_plain(cls, document, str(path), DataError)

@@ -1,0 +1,135 @@
+"""Frozen dataclasses to and from plain JSON/TOML values, with every type checked.
+
+One decoder serves recipes, policies, tables, sidecars and results, so that each of them refuses unknown keys
+(with the nearest known one), missing keys and wrong types in the same words. Infinities and NaN, which JSON
+lacks, are written as the strings ``inf``, ``-inf`` and ``nan``. Keys are the field names with dashes or underscores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin
+
+from quantlab.documents import check_keys
+from quantlab.errors import ConfigError, QuantlabError
+
+T = TypeVar("T")
+
+_SPECIAL_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def to_plain(value: object) -> Any:
+    """Turn dataclasses, enums, tuples and mappings into dicts, strings and lists for JSON; fields keep their order."""
+    if isinstance(value, Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def from_plain(cls: type[T], value: object, where: str, error: type[QuantlabError] = ConfigError) -> T:
+    """Build the dataclass ``cls`` from plain values.
+
+    Args:
+        cls: A dataclass whose fields are str, int, float, bool, enums, dataclasses, ``tuple[X, ...]``, fixed
+            tuples, ``Mapping[str, X]``, or a union of one of these with None.
+        value: What a JSON or TOML parser gave.
+        where: Name of the place for messages.
+        error: Class of the error to raise.
+
+    Raises:
+        QuantlabError: Of type ``error``, naming the key and what was expected.
+    """
+    result = _decode(cls, value, where, error)
+    return typing.cast(T, result)
+
+
+def _fail(error: type[QuantlabError], where: str, value: object, expected: str) -> QuantlabError:
+    shown = repr(value)
+    return error(f"{where} has a wrong value", got=shown if len(shown) <= 80 else shown[:77] + "...", expected=expected)
+
+
+def _decode(kind: Any, value: object, where: str, error: type[QuantlabError]) -> object:
+    origin = get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        members = get_args(kind)
+        if value is None and type(None) in members:
+            return None
+        return _decode(next(member for member in members if member is not type(None)), value, where, error)
+    if origin is tuple:
+        return _decode_tuple(get_args(kind), value, where, error)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _fail(error, where, value, "a table")
+        return {str(key): _decode(get_args(kind)[1], item, f"{where}.{key}", error) for key, item in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where, error)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise _fail(error, where, value, "one of " + ", ".join(str(member.value) for member in kind)) from None
+    return _decode_scalar(kind, value, where, error)
+
+
+def _decode_scalar(kind: Any, value: object, where: str, error: type[QuantlabError]) -> object:
+    if kind is Any or kind is object:
+        return value
+    if kind is float:
+        if isinstance(value, str) and value in _SPECIAL_FLOATS:
+            return _SPECIAL_FLOATS[value]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif isinstance(value, kind):
+        return value
+    raise _fail(error, where, value, _WORDS.get(kind, str(kind)))
+
+
+def _decode_tuple(members: tuple[Any, ...], value: object, where: str, error: type[QuantlabError]) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple):
+        raise _fail(error, where, value, "a list")
+    if len(members) == 2 and members[1] is Ellipsis:
+        members = (members[0],) * len(value)
+    if len(members) != len(value):
+        raise _fail(error, where, value, f"a list of {len(members)}")
+    return tuple(_decode(kind, item, f"{where}[{i}]", error) for i, (kind, item) in enumerate(zip(members, value, strict=True)))
+
+
+def _decode_dataclass(cls: type, value: object, where: str, error: type[QuantlabError]) -> object:
+    if not isinstance(value, Mapping):
+        raise _fail(error, where, value, "a table")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    given = {str(key).replace("-", "_"): item for key, item in value.items()}
+    try:
+        check_keys(given, fields, where)
+    except ConfigError as cause:
+        raise error(cause.what, expected=cause.expected, hint=cause.hint) from None
+    hints = _hints(cls)
+    arguments = {}
+    for name, field in fields.items():
+        if name in given:
+            arguments[name] = _decode(hints[name], given[name], f"{where}.{name}", error)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise error(f"{where} lacks the key {name!r}", expected=", ".join(fields))
+    return cls(**arguments)
