@@ -22,10 +22,10 @@ class DegradationCode(StrEnum):
     """The same content is in the calibration and in the evaluation data."""
     UNLABELLED_SAMPLES = "unlabelled-samples"
     """Samples without a label in a labelled set were left out of accuracy."""
+    ASSUMED_LABELS = "assumed-labels"
+    """Class numbers came from sorted names that are fewer than the model's classes."""
     RANDOM_DATA = "random-data"
     """Random numbers stood in for data."""
-    ASSUMED_SHAPE = "assumed-shape"
-    """A dynamic input dimension was given a value that nobody stated."""
     PADDED_BATCH = "padded-batch"
     """A model of fixed batch size was fed repeated samples to fill the last batch."""
     NOT_SIMPLIFIED = "not-simplified"
@@ -42,8 +42,6 @@ class DegradationCode(StrEnum):
     """The proved precision differs from the requested one."""
     SATURATED_WEIGHTS = "saturated-weights"
     """Weights beyond the range of the number format were clipped."""
-    NOISY_TIMING = "noisy-timing"
-    """The latency comparison's own control says that it is too noisy to rely on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,20 +44,29 @@ def read_file(path: Path, error: type[QuantlabError], what: str) -> bytes:
         QuantlabError: Of type ``error``, if the file is missing, a folder, unreadable or absurdly large.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_DOCUMENT_BYTES:
-            raise error(f"{what} {path} is too large", got=f"{size:,} bytes", expected=f"at most {MAX_DOCUMENT_BYTES:,}")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            # Not stat: a pipe has no size, and a device has no end.
+            data = file.read(MAX_DOCUMENT_BYTES + 1)
     except FileNotFoundError:
-        folder = path.parent
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        near = near_match(path.name, names)
-        hint = f"did you mean {folder / near}?" if near else "check the path"
+        near = near_match(path.name, _names_in(path.parent))
+        hint = f"did you mean {path.parent / near}?" if near else "check the path"
         raise error(f"{what} {path} does not exist", hint=hint) from None
     except IsADirectoryError:
         raise error(f"{what} {path} is a folder", expected="a file") from None
-    except OSError as cause:
-        raise error(f"cannot read {what} {path}", got=cause.strerror) from cause
+    except (OSError, ValueError) as cause:  # ValueError: a NUL character in the name
+        got = cause.strerror if isinstance(cause, OSError) else str(cause)
+        raise error(f"cannot read {what} {str(path)!r}", got=got) from cause
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise error(f"{what} {path} is too large", expected=f"at most {MAX_DOCUMENT_BYTES:,} bytes")
+    return data
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names for a hint; none if the folder cannot be read, for the missing file is the news."""
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -90,7 +99,9 @@ def read_json(path: Path, schema: str, error: type[QuantlabError], what: str) ->
         raise error(f"{what} {path} is not a JSON object", got=type(document).__name__)
     if document.get("schema") != schema:
         raise error(
-            f"{what} {path} has another schema", got=repr(document.get("schema")), expected=repr(schema),
+            f"{what} {path} has another schema",
+            got=repr(document.get("schema")),
+            expected=repr(schema),
             hint="make it again with this version of quantlab",
         )
     return document

@@ -16,26 +16,40 @@ from quantlab.errors import OutputError
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success rename it to ``path``, otherwise delete it.
 
-    Parent folders are made. The file's data reaches the disk before the rename.
+    Parent folders are made. The file's data reaches the disk before the rename. A symbolic link is kept: the file that
+    it points to is replaced.
 
     Raises:
-        OutputError: If the folder cannot be made or written to, or the disk is full.
+        OutputError: If the folder cannot be made or written to, the disk is full, or ``path`` is a folder or a device.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    target = path.resolve() if path.is_symlink() else path
+    _check_target(path, target)
+    # The name is cut, or a long one that is legal itself would be too long with the ending.
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise OutputError(f"cannot write {path}", got="a folder of that name", hint="name another output with -o")
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}", got=error.strerror or str(error), hint="check permissions and free space, or use -o"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _check_target(path: Path, target: Path) -> None:
+    """Refuse what a rename would destroy (a run as root would replace /dev/null by a file) or cannot replace."""
+    found = None
+    if target.is_dir() or not target.name:
+        found = "a folder of that name"
+    elif target.exists() and not target.is_file():
+        found = "a device, pipe or socket of that name"
+    if found is not None:
+        raise OutputError(f"cannot write {path}", got=found, expected="a file name", hint="name another output with -o")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,1 +1,1 @@
-"""Package."""
+"""The release gate: a comparison and a policy make a verdict. Computes, and renders nothing."""

@@ -1,0 +1,230 @@
+"""Streaming histograms in float-bit buckets.
+
+The bucket of a float32 is its upper 16 bits: sign, 8 exponent bits and 7 mantissa bits. So a histogram needs no
+range in advance, its 65,536 buckets are at most 2**-7 (0.8 %) wide relative to the value, adding is the same in any
+order, and two histograms merge by addition to exactly the histogram of the whole. The exact minimum and maximum are
+kept beside it. See docs/adr/002-float-bit-histograms.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.errors import CalibrationError
+from quantlab.files import replacing
+
+BUCKETS = 1 << 16
+_NEGATIVE = 1 << 15
+_FIRST_NON_FINITE = 0x7F80
+_FLUSH_AT = 1 << 17
+HISTOGRAM_FORMAT = 1
+
+
+class Histogram:
+    """Distribution of one tensor's values; not thread-safe, callers hold a lock.
+
+    Values are counted with their content only: neither batch size nor order of `add` changes the result.
+    """
+
+    __slots__ = ("_counts", "_pending", "_pending_size", "maximum", "minimum")
+
+    def __init__(self) -> None:
+        self._counts: NDArray[np.int64] = np.zeros(BUCKETS, np.int64)
+        self._pending: list[NDArray[np.uint16]] = []
+        self._pending_size = 0
+        self.minimum = float("inf")
+        self.maximum = float("-inf")
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count all of ``values`` (any shape, float32). NaN and infinities are counted apart."""
+        if values.size == 0:
+            return
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            finite = flat[np.isfinite(flat)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (float("inf"), float("-inf"))
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        codes = (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        self._pending.append(codes)
+        self._pending_size += codes.size
+        if self._pending_size >= _FLUSH_AT:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            codes = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+            self._counts += np.bincount(codes, minlength=BUCKETS)
+            self._pending, self._pending_size = [], 0
+
+    def merge(self, other: Histogram) -> None:
+        """Add another histogram; the result equals the histogram of all values together."""
+        self._counts += other.counts
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counts by bucket number, (65536,) int64; do not write to it."""
+        self._flush()
+        return self._counts
+
+    @property
+    def non_finite(self) -> int:
+        """NaN and infinite values met."""
+        counts = self.counts
+        return int(counts[_FIRST_NON_FINITE:_NEGATIVE].sum() + counts[_NEGATIVE + _FIRST_NON_FINITE :].sum())
+
+    @property
+    def total(self) -> int:
+        """Finite values counted."""
+        return int(self.counts.sum()) - self.non_finite
+
+    def distribution(self) -> Distribution:
+        """Occupied buckets as intervals in ascending order, trimmed to the exact minimum and maximum.
+
+        Raises:
+            CalibrationError: If no finite value was counted.
+        """
+        counts = self.counts
+        positive = np.flatnonzero(counts[1:_FIRST_NON_FINITE]) + 1
+        negative = np.flatnonzero(counts[_NEGATIVE + 1 : _NEGATIVE + _FIRST_NON_FINITE]) + 1
+        zeros = int(counts[0] + counts[_NEGATIVE])
+        if zeros == 0 and positive.size == 0 and negative.size == 0:
+            raise CalibrationError("a tensor has no finite value", hint="look for NaN in the inputs or the weights")
+        has_zero = np.zeros(1 if zeros else 0)
+        mirrored = negative[::-1]
+        low = np.concatenate([-_edge(mirrored + 1), has_zero, _edge(positive)])
+        high = np.concatenate([-_edge(mirrored), has_zero, _edge(positive + 1)])
+        mass = np.concatenate(
+            [counts[_NEGATIVE + mirrored], np.full(has_zero.size, zeros, np.int64), counts[positive]]
+        ).astype(np.float64)
+        low[0] = max(low[0], min(self.minimum, high[0]))
+        high[-1] = min(high[-1], max(self.maximum, low[-1]))
+        return Distribution(low, high, mass, self.minimum, self.maximum)
+
+
+def _edge(bucket: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Lower edge of positive buckets; that of the first non-finite one is infinity, taken as the float32 maximum."""
+    edges = (bucket.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return np.minimum(edges, float(np.finfo(np.float32).max))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """A histogram as intervals ``[low, high]`` with counts; values spread evenly within an interval.
+
+    Zeros (and subnormals below 2**-133, which quantize to zero at any scale) are one point: ``low == high == 0``.
+
+    Attributes:
+        low: Lower edges, (K,) float64, ascending.
+        high: Upper edges, (K,) float64.
+        mass: Counts, (K,) float64.
+        minimum: Exact minimum.
+        maximum: Exact maximum.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    minimum: float
+    maximum: float
+
+    @property
+    def amax(self) -> float:
+        """Largest magnitude, exact."""
+        return max(abs(self.minimum), abs(self.maximum))
+
+    @property
+    def total(self) -> float:
+        """Count of all values."""
+        return float(self.mass.sum())
+
+    @property
+    def zero_fraction(self) -> float:
+        """Share of exact zeros."""
+        return float(self.mass[(self.low == 0.0) & (self.high == 0.0)].sum()) / self.total
+
+    @property
+    def power(self) -> float:
+        """Mean square."""
+        squares = (self.low * self.low + self.low * self.high + self.high * self.high) / 3.0
+        return float((squares * self.mass).sum()) / self.total
+
+    def magnitudes(self) -> Distribution:
+        """Distribution of the absolute values; intervals of both signs that coincide are added."""
+        low = np.minimum(np.abs(self.low), np.abs(self.high))
+        high = np.maximum(np.abs(self.low), np.abs(self.high))
+        order = np.lexsort((high, low))
+        low, high, mass = low[order], high[order], self.mass[order]
+        first = np.concatenate([[True], (low[1:] != low[:-1]) | (high[1:] != high[:-1])])
+        starts = np.flatnonzero(first)
+        smallest = 0.0 if self.minimum <= 0.0 <= self.maximum else min(abs(self.minimum), abs(self.maximum))
+        return Distribution(low[starts], high[starts], np.add.reduceat(mass, starts), smallest, self.amax)
+
+    def coarsened(self, factor: int) -> Distribution:
+        """Neighbouring intervals joined ``factor`` at a time: less exact and that much cheaper."""
+        starts = np.arange(0, len(self.low), factor)
+        ends = np.minimum(starts + factor, len(self.low)) - 1
+        mass = np.add.reduceat(self.mass, starts)
+        return Distribution(self.low[starts], self.high[ends], mass, self.minimum, self.maximum)
+
+    def quantile(self, share: float) -> float:
+        """Value below which ``share`` (0..1) of the mass lies, linear within an interval."""
+        cumulative = np.cumsum(self.mass)
+        target = share * cumulative[-1]
+        index = int(np.searchsorted(cumulative, target, side="left"))
+        index = min(index, len(cumulative) - 1)
+        before = cumulative[index] - self.mass[index]
+        part = (target - before) / self.mass[index]
+        return float(self.low[index] + (self.high[index] - self.low[index]) * min(max(part, 0.0), 1.0))
+
+
+def save_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
+    """Write histograms as a compressed ``.npz``: occupied buckets only, tensors by position.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    arrays: dict[str, NDArray[np.generic]] = {
+        "format": np.array(HISTOGRAM_FORMAT),
+        "names": np.array(list(histograms), dtype=np.str_),
+        "extremes": np.array([(h.minimum, h.maximum) for h in histograms.values()], np.float64).reshape(-1, 2),
+    }
+    occupied = [np.flatnonzero(h.counts) for h in histograms.values()]
+    arrays["sizes"] = np.array([bucket.size for bucket in occupied], np.int64)
+    arrays["buckets"] = np.concatenate([*occupied, np.zeros(0, np.int64)]).astype(np.uint16)
+    counts = [h.counts[bucket] for h, bucket in zip(histograms.values(), occupied, strict=True)]
+    arrays["counts"] = np.concatenate([*counts, np.zeros(0, np.int64)])
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_histograms(path: Path) -> dict[str, Histogram]:
+    """Read what `save_histograms` wrote.
+
+    Raises:
+        CalibrationError: If the file is missing, damaged or of another format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if int(archive["format"]) != HISTOGRAM_FORMAT:
+                raise CalibrationError(f"{path} has another format", got=int(archive["format"]), expected=HISTOGRAM_FORMAT)
+            names, extremes, sizes = archive["names"], archive["extremes"], archive["sizes"]
+            buckets, counts = archive["buckets"], archive["counts"]
+    except (OSError, ValueError, KeyError, EOFError) as cause:
+        raise CalibrationError(f"cannot read histograms {path}", got=str(cause)) from cause
+    if not (len(names) == len(extremes) == len(sizes) and sizes.sum() == buckets.size == counts.size):
+        raise CalibrationError(f"histograms {path} are damaged", got="lengths that do not fit")
+    result: dict[str, Histogram] = {}
+    ends = np.cumsum(sizes)
+    for name, (low, high), end, size in zip(names, extremes, ends, sizes, strict=True):
+        histogram = Histogram()
+        histogram._counts[buckets[end - size : end]] = counts[end - size : end]
+        histogram.minimum, histogram.maximum = float(low), float(high)
+        result[str(name)] = histogram
+    return result

@@ -1,0 +1,6 @@
+"""``python -m quantlab``."""
+
+from quantlab.cli.main import main
+
+if __name__ == "__main__":
+    main()

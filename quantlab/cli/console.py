@@ -1,0 +1,75 @@
+"""What a verb says: results to stdout, narration and progress to stderr."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from quantlab.degradation import Degradation
+
+if TYPE_CHECKING:
+    from quantlab.reports import Style
+
+T = TypeVar("T")
+
+
+class Loudness(IntEnum):
+    """How much narration is wanted."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+class Console:
+    """The `quantlab.progress.Narrator` of the command line."""
+
+    def __init__(self, loudness: Loudness, as_json: bool) -> None:
+        self.loudness = loudness
+        self.as_json = as_json
+        self._warned: set[Degradation] = set()
+
+    @property
+    def style(self) -> Style:
+        """Width of the terminal (100 elsewhere), and colour on a terminal unless NO_COLOR is set."""
+        from quantlab.reports import Style
+
+        terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size((100, 24)).columns if terminal else 100
+        return Style(width, terminal and not os.environ.get("NO_COLOR"))
+
+    def say(self, text: str) -> None:
+        """Narration, to stderr."""
+        if self.loudness >= Loudness.NORMAL:
+            click.echo(text, err=True)
+
+    def detail(self, text: str) -> None:
+        """Narration that only ``--verbose`` shows."""
+        if self.loudness >= Loudness.VERBOSE:
+            click.echo(text, err=True)
+
+    def warn(self, degradation: Degradation) -> None:
+        """A degradation, to stderr even when quiet; each once."""
+        if degradation not in self._warned:
+            self._warned.add(degradation)
+            click.echo(f"warning: {degradation}", err=True)
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
+        """A progress bar on a terminal, one line of narration elsewhere."""
+        if self.loudness == Loudness.QUIET or not sys.stderr.isatty():
+            self.say(f"{what}: {total:,} batches" if what == "comparing" else f"{what}: {total:,} samples")
+            return items
+        from tqdm import tqdm
+
+        return tqdm(items, total=total, desc=what, file=sys.stderr, dynamic_ncols=True, leave=False)
+
+    def result(self, text: str, json_text: str) -> None:
+        """The result: for people, or with ``--json`` one document; to stdout."""
+        chosen = json_text if self.as_json else text
+        click.echo(chosen, nl=not chosen.endswith("\n"))

@@ -1,0 +1,131 @@
+"""The entry point: finds the verb without importing the others, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import click
+
+from quantlab.errors import ExitCode, QuantlabError
+
+VERBS = {
+    "calibrate": "Images and an FP32 model to calibrated ranges, a TensorRT cache and a Q/DQ model.",
+    "build": "Model, and calibration table, to FP32, TF32, FP16, BF16 and INT8 variants.",
+    "compare": "Variants and data to a table of accuracy drift and latency.",
+    "gate": "Comparison and policy to a verdict and an exit code; `gate plan` counts the images needed.",
+    "run": "The whole chain from a quantlab.toml; steps are cached and resumed.",
+    "report": "Render a saved result again, in another format.",
+    "inspect": "What is in a model, engine, calibration table, cache or result file.",
+    "doctor": "What works on this machine.",
+    "demo": "A working folder with bundled models, images, recipe and policy.",
+    "completion": "Print the completion script of a shell.",
+}
+PLANNED = ("bench", "sensitivity", "search", "convert-cache", "export", "history")
+
+EPILOG = """\b
+Examples:
+  quantlab demo --run fashion       try everything on bundled data
+  quantlab calibrate --data imgs/   calibrate the model in this folder
+\b
+Exit codes:
+  0 ok, gate passed        4 backend or environment missing
+  1 gate failed            5 bad data or model
+  2 usage, configuration   70 internal error
+  3 inconclusive           130 interrupted
+"""
+
+
+@dataclass(slots=True)
+class State:
+    """What the running verb told the entry point."""
+
+    debug: bool = False
+    json: bool = False
+
+
+class LazyGroup(click.Group):
+    """Imports a verb's module only when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of work."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, imported now."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"quantlab.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Explain planned and misspelt verbs."""
+        if args and args[0] in PLANNED:
+            raise click.UsageError(f"quantlab {args[0]} is planned; this version does not have it yet", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="quantlab", message="quantlab %(version)s")
+def group() -> None:
+    """In which precision may this model ship? Images and an ONNX model go in, evidence and a verdict come out."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    state = State(debug="--debug" in args, json="--json" in args)
+    code = _run(args, state)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(int(code))
+
+
+def _run(args: list[str], state: State) -> int:
+    try:
+        result = group.main(args, prog_name="quantlab", standalone_mode=False, obj=state)
+    except click.ClickException as error:
+        if state.json:
+            _print_error("UsageError", error.format_message(), ExitCode.USAGE)
+        error.show()
+        return ExitCode.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\ninterrupted: finished steps and whole files are kept, nothing is half-written", err=True)
+        return ExitCode.INTERRUPTED
+    except QuantlabError as error:
+        if state.json:
+            _print_error(type(error).__name__, str(error), error.exit_code)
+        if state.debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:
+        if state.json:
+            _print_error(type(error).__name__, str(error), ExitCode.INTERNAL)
+        traceback.print_exc()
+        click.echo("internal error: this is a fault of quantlab, not yours; please report the lines above", err=True)
+        return ExitCode.INTERNAL
+    return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _print_error(kind: str, message: str, code: ExitCode) -> None:
+    document = {"schema": "quantlab.error/1", "error": kind, "message": message, "exit_code": int(code)}
+    click.echo(json.dumps(document, ensure_ascii=False))

@@ -1,0 +1,170 @@
+"""The ONNX Runtime CPU backend: always available, runs every variant, and says what it only emulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quantlab.degradation import Degradation, DegradationCode, merge_degradations
+from quantlab.engines.kernels import integer_kernels
+from quantlab.engines.protocol import Arrays
+from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
+from quantlab.engines.variant import Variant, variant_name
+from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, MeasurementError
+from quantlab.files import sha256_file
+from quantlab.graph.half import to_half
+from quantlab.graph.model import load_model, open_session, save_model
+from quantlab.graph.proof import Proof, prove
+from quantlab.graph.qdq import check_quantized, quantize_model
+from quantlab.graph.tf32 import to_tf32
+from quantlab.precision import Execution, Precision
+
+NAME = "onnxruntime"
+
+_SUPPORTED = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16, Precision.INT8)
+_LARGEST_PROBE = 500_000_000
+
+
+class OnnxRuntimeBuilder:
+    """Builds ONNX files for ONNX Runtime's CPU provider."""
+
+    backend = NAME
+
+    def supports(self, variant: Variant) -> str | None:
+        """See `EngineBuilder.supports`."""
+        if variant.precision not in _SUPPORTED:
+            return f"the onnxruntime backend builds {', '.join(_SUPPORTED)}; {variant.precision} is not built yet"
+        return None
+
+    def build(self, variant: Variant, folder: Path) -> Path:
+        """See `EngineBuilder.build`."""
+        reason = self.supports(variant)
+        if reason is not None:
+            raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
+        source = variant.prepared.model
+        proto, degradations, excluded = self._graph(variant)
+        method = variant.table.method if variant.quantized and variant.table is not None else None
+        name = variant_name(NAME, variant.precision, method, len(excluded))
+        path = folder / f"{name}.onnx"
+        sidecar_path(path).unlink(missing_ok=True)
+        files = save_model(proto, path, source)
+        proof = prove(proto)
+        size_bytes = sum(file.stat().st_size for file in files)
+        execution, note = _execution(variant.precision, path, size_bytes, proof)
+        degradations = [*variant.prepared.degradations, *degradations]
+        if variant.table is not None and variant.quantized:
+            degradations += variant.table.degradations
+        if proof.precision is not variant.precision:
+            message = f"{name}: requested {variant.precision}, proved {proof.precision}: {proof.text}"
+            degradations.append(Degradation(DegradationCode.PRECISION_NOT_PROVED, message))
+        table = variant.table if variant.quantized else None
+        write_sidecar(
+            path,
+            Sidecar(
+                name=name,
+                file=path.name,
+                sha256=sha256_file(path),
+                size_bytes=size_bytes,
+                backend=NAME,
+                requested=variant.precision,
+                proved=proof.precision,
+                proof="; ".join(part for part in (proof.text, note) if part),
+                execution=execution,
+                target=variant.target.name if variant.quantized else None,
+                method=method,
+                excluded=excluded,
+                model=source.path.name if source.path else source.name,
+                model_sha256=source.sha256,
+                graph_sha256=variant.prepared.graph_sha256,
+                table_sha256=table.sha256 if table else None,
+                calibration_samples=table.provenance.samples if table else (),
+                preprocess_sha256=table.provenance.preprocess_sha256 if table else None,
+                shapes=variant.prepared.shapes,
+                fixed_batch=variant.prepared.fixed_batch,
+                environment={"onnxruntime": version("onnxruntime"), "onnx": version("onnx"), "numpy": version("numpy")},
+                degradations=merge_degradations(degradations),
+            ),
+        )
+        return path
+
+    def _graph(self, variant: Variant) -> tuple[onnx.ModelProto, list[Degradation], tuple[str, ...]]:
+        source = variant.prepared.model
+        match variant.precision:
+            case Precision.FP32:
+                return source.proto, [], ()
+            case Precision.TF32:
+                return to_tf32(source), [], ()
+            case Precision.FP16 | Precision.BF16:
+                proto, degradations = to_half(source, variant.precision)
+                return proto, list(degradations), ()
+            case _:
+                if variant.table is None:
+                    raise ConfigError(
+                        f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
+                    )
+                quantized = quantize_model(source, variant.table, variant.target, variant.exclude)
+                check_quantized(quantized.proto)
+                return quantized.proto, list(quantized.degradations), quantized.excluded
+
+    def load(self, path: Path, threads: int) -> OnnxRuntimeEngine:
+        """See `EngineBuilder.load`."""
+        return OnnxRuntimeEngine(path, threads)
+
+
+class OnnxRuntimeEngine:
+    """An engine file in an ONNX Runtime CPU session."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._sidecar = read_sidecar(path)
+        model = load_model(path)
+        self._session: Any = open_session(model, threads=threads, error=EngineBuildError)
+        self._outputs = tuple(value.name for value in self._session.get_outputs())
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """See `Engine.sidecar`."""
+        return self._sidecar
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Engine.outputs`."""
+        return self._outputs
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """See `Engine.run`."""
+        feed, n = _fill(inputs, self._sidecar.fixed_batch)
+        try:
+            values = self._session.run(None, feed)
+        except Exception as cause:  # onnxruntime's own exceptions have no common base
+            raise MeasurementError(f"{self._sidecar.name} failed to run", got=str(cause).splitlines()[0]) from cause
+        return {name: value[:n] if n is not None else value for name, value in zip(self._outputs, values, strict=True)}
+
+
+def _fill(inputs: Arrays, fixed_batch: int | None) -> tuple[Mapping[str, NDArray[np.generic]], int | None]:
+    """Repeat the last sample until a fixed batch is full; the count of real samples if any were added."""
+    n = len(next(iter(inputs.values())))
+    if fixed_batch is None or n == fixed_batch:
+        return inputs, None
+    if n > fixed_batch:
+        raise MeasurementError("the batch is larger than the model takes", got=n, expected=f"at most {fixed_batch}")
+    filled = {name: np.concatenate([x, np.repeat(x[-1:], fixed_batch - n, axis=0)]) for name, x in inputs.items()}
+    return filled, n
+
+
+def _execution(precision: Precision, path: Path, size_bytes: int, proof: Proof) -> tuple[Execution, str]:
+    """Whether ONNX Runtime's CPU kernels compute natively in a precision, by what they are."""
+    if precision is Precision.FP32:
+        return Execution.NATIVE, ""
+    if precision is not Precision.INT8:
+        return Execution.EMULATED, "computed by FP32 kernels on this CPU"
+    if size_bytes > _LARGEST_PROBE:
+        return Execution.EMULATED, "too large to ask ONNX Runtime which kernels it takes"
+    integer = integer_kernels(path)
+    note = f"ONNX Runtime runs {integer} of {proof.quantized_layers} with integer kernels"
+    return (Execution.NATIVE if integer >= proof.quantized_layers else Execution.EMULATED), note

@@ -1,0 +1,76 @@
+"""What a backend provides: a builder that turns a variant into a file, and an engine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.engines.sidecar import Sidecar
+from quantlab.engines.variant import Variant
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class EngineBuilder(Protocol):
+    """Builds engine files for one backend."""
+
+    @property
+    def backend(self) -> str:
+        """Name on the command line."""
+        ...
+
+    def supports(self, variant: Variant) -> str | None:
+        """Why the variant cannot be built here, or None if it can."""
+        ...
+
+    def build(self, variant: Variant, folder: Path) -> Path:
+        """Write ``<name>.<suffix>`` and its sidecar into ``folder``; whole or not at all.
+
+        Returns:
+            Path of the engine file.
+
+        Raises:
+            EngineBuildError: If the backend refuses the graph.
+            BackendUnavailable: If the backend or the precision is not available here.
+        """
+        ...
+
+    def load(self, path: Path, threads: int) -> Engine:
+        """Open an engine file whose sidecar vouches for it.
+
+        Raises:
+            EngineMismatch: If file and sidecar do not belong together.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A loaded engine; safe to call from several threads."""
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What made it."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        ...
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run one batch.
+
+        Args:
+            inputs: Arrays by input name, batch first, of the model's dtypes.
+
+        Returns:
+            Arrays by output name, batch first.
+
+        Raises:
+            MeasurementError: If the backend fails.
+        """
+        ...

@@ -1,0 +1,107 @@
+"""The sidecar of an engine file: what it is, what made it, and what was proved about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantlab.degradation import Degradation
+from quantlab.documents import dump_json, read_json
+from quantlab.errors import EngineMismatch
+from quantlab.files import sha256_file, write_text
+from quantlab.precision import Execution, Precision
+from quantlab.records import from_plain, to_plain
+
+SIDECAR_SCHEMA = "quantlab.engine/1"
+SIDECAR_SUFFIX = ".engine.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """Provenance of an engine file.
+
+    Attributes:
+        name: Variant name.
+        file: Engine file name, beside the sidecar.
+        sha256: Hash of the engine file.
+        size_bytes: Size of the engine file and its external data.
+        backend: Backend it is for.
+        requested: Precision asked for.
+        proved: Precision found by inspecting the finished file; None if nothing could be proved.
+        proof: How, in words.
+        execution: Whether this backend computes natively in the precision.
+        target: Q/DQ rules used; None for unquantized variants.
+        method: Range method; None for unquantized variants.
+        excluded: Layers kept in floating point on request.
+        model: File name of the source model.
+        model_sha256: Hash of the source model.
+        graph_sha256: Hash of the prepared graph.
+        table_sha256: Hash of the calibration table; None for unquantized variants.
+        calibration_samples: Content hashes of the calibration samples, sorted.
+        preprocess_sha256: Hash of the preprocessing used in calibration; None for unquantized variants.
+        shapes: Input shapes that were imposed.
+        fixed_batch: Batch size the engine is limited to; None if free.
+        environment: Versions of what built it.
+        degradations: From preparation, calibration and build.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    size_bytes: int
+    backend: str
+    requested: Precision
+    proved: Precision | None
+    proof: str
+    execution: Execution
+    target: str | None
+    method: str | None
+    excluded: tuple[str, ...]
+    model: str
+    model_sha256: str
+    graph_sha256: str
+    table_sha256: str | None
+    calibration_samples: tuple[str, ...]
+    preprocess_sha256: str | None
+    shapes: Mapping[str, tuple[int, ...]]
+    fixed_batch: int | None
+    environment: Mapping[str, str]
+    degradations: tuple[Degradation, ...]
+
+
+def sidecar_path(engine: Path) -> Path:
+    """Path of the sidecar of an engine file."""
+    return engine.with_name(engine.name + SIDECAR_SUFFIX)
+
+
+def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
+    """Write the sidecar beside its engine.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    write_text(sidecar_path(engine), dump_json({"schema": SIDECAR_SCHEMA, **to_plain(sidecar)}))
+
+
+def read_sidecar(engine: Path) -> Sidecar:
+    """Read an engine's sidecar and check that it belongs to the file.
+
+    Raises:
+        EngineMismatch: If the sidecar is missing or damaged, or the file is not the one it describes.
+    """
+    document = read_json(sidecar_path(engine), SIDECAR_SCHEMA, EngineMismatch, "engine sidecar")
+    document.pop("schema")
+    sidecar = from_plain(Sidecar, document, str(sidecar_path(engine)), EngineMismatch)
+    try:
+        actual = sha256_file(engine)
+    except OSError as cause:
+        raise EngineMismatch(f"cannot read engine {engine}", got=cause.strerror, hint="build it again") from cause
+    if actual != sidecar.sha256:
+        raise EngineMismatch(
+            f"engine {engine} is not the file its sidecar describes",
+            got=f"sha256 {actual[:16]}...",
+            expected=f"sha256 {sidecar.sha256[:16]}...",
+            hint="build it again",
+        )
+    return sidecar

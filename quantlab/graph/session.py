@@ -1,0 +1,125 @@
+"""Opening ONNX Runtime sessions on the CPU: one place for the options that every result depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, ValueInfoProto
+
+from quantlab.errors import ModelError, QuantlabError
+from quantlab.graph.external import is_external
+from quantlab.graph.tensors import model_tensors
+
+DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
+"""Optimizers that never run: this one requantizes biases and weights of partly quantized models and ruins accuracy."""
+
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_SESSION_BYTES = 2**31 - 2**20
+
+
+class Optimization(Enum):
+    """How far ONNX Runtime rewrites the graph before it runs."""
+
+    NONE = "none"
+    """Every node runs as written."""
+    BASIC = "basic"
+    """Rewrites that keep to ONNX operators."""
+    ALL = "all"
+    """Fusions and layouts of the CPU too; the default for results and timing."""
+
+
+def open_proto(
+    proto: ModelProto,
+    folder: Path | None,
+    *,
+    threads: int,
+    outputs: Sequence[str] | None = None,
+    optimize: Optimization = Optimization.ALL,
+    config: Mapping[str, str] | None = None,
+    log_severity: int = 3,
+    error: type[QuantlabError] = ModelError,
+    name: str = "the model",
+) -> Any:
+    """Open a CPU session for a model whose external weights, if any, stay in their files.
+
+    Args:
+        proto: The model; its external tensors refer to files in ``folder``.
+        folder: Folder of external data; None if there is none.
+        threads: Intra-op threads; 0 for all cores. Inter-op is always 1.
+        outputs: Tensors to give besides the graph's own outputs, in this order after them.
+        optimize: How far ONNX Runtime may rewrite the graph.
+        config: Further session config entries of ONNX Runtime.
+        log_severity: Least severe message that ONNX Runtime may write to stderr; 3 is errors, 4 fatal ones.
+        error: Class of the error to raise.
+        name: What to call the model in messages.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+
+    Raises:
+        QuantlabError: Of type ``error``, if ONNX Runtime cannot take the model; its message is the cause.
+    """
+    import onnxruntime
+
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = log_severity
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = {
+        Optimization.NONE: levels.ORT_DISABLE_ALL,
+        Optimization.BASIC: levels.ORT_ENABLE_BASIC,
+        Optimization.ALL: levels.ORT_ENABLE_ALL,
+    }[optimize]
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    if folder is not None and any(is_external(tensor) for _, tensor in model_tensors(proto)):
+        options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
+    data = serialized(proto, error, name) + _further_outputs(proto, outputs or ())
+    try:
+        return onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+        )
+    except Exception as cause:  # onnxruntime's exceptions share no base class
+        raise error(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run {name}",
+            got=first_line(cause),
+            hint="check with quantlab inspect; operators of other runtimes are not supported",
+        ) from cause
+
+
+def serialized(proto: ModelProto, error: type[QuantlabError], name: str) -> bytes:
+    """Serialize a model, refusing what protobuf cannot hold.
+
+    Raises:
+        QuantlabError: Of type ``error``, if the model with its inline weights reaches 2 GiB.
+    """
+    size = proto.ByteSize()
+    if size > _SESSION_BYTES:
+        raise error(
+            f"{name} is too large for one protobuf message",
+            got=f"{size:,} bytes",
+            expected=f"at most {_SESSION_BYTES:,}",
+            hint="save it with external data first",
+        )
+    return bytes(proto.SerializeToString())
+
+
+def _further_outputs(proto: ModelProto, outputs: Sequence[str]) -> bytes:
+    """A serialized ModelProto that adds outputs when appended: protobuf merges messages that follow each other."""
+    present = {value.name for value in proto.graph.output}
+    addition = ModelProto()
+    for output in dict.fromkeys(outputs):
+        if output not in present:
+            addition.graph.output.append(ValueInfoProto(name=output))
+    return bytes(addition.SerializeToString())
+
+
+def first_line(cause: BaseException) -> str:
+    """The first line of a runtime's message, shortened."""
+    text = str(cause).strip() or type(cause).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= 400 else line[:397] + "..."

@@ -1,0 +1,127 @@
+"""Build: a prepared model, and a table where needed, into engine files with sidecars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantlab.calibrators.table import CalibrationTable
+from quantlab.documents import near_match
+from quantlab.engines.onnxruntime import NAME, OnnxRuntimeBuilder
+from quantlab.engines.protocol import EngineBuilder
+from quantlab.engines.sidecar import Sidecar, read_sidecar
+from quantlab.engines.variant import Variant
+from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch
+from quantlab.graph.prepare import Prepared
+from quantlab.graph.targets import TARGETS, TargetProfile
+from quantlab.precision import Precision
+from quantlab.progress import Narrator
+
+PLANNED_BACKENDS = ("onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+def builder_for(backend: str) -> EngineBuilder:
+    """The builder of a backend.
+
+    Raises:
+        BackendUnavailable: If this version does not have the backend yet.
+        ConfigError: If there is no such backend.
+    """
+    if backend == NAME:
+        return OnnxRuntimeBuilder()
+    if backend in PLANNED_BACKENDS:
+        raise BackendUnavailable(
+            f"the backend {backend!r} is not in this version of quantlab", expected=NAME, hint=f"use --backend {NAME}"
+        )
+    near = near_match(backend, (NAME, *PLANNED_BACKENDS))
+    raise ConfigError(f"there is no backend {backend!r}", expected=NAME, hint=f"did you mean {near!r}?" if near else None)
+
+
+def target_for(name: str) -> TargetProfile:
+    """The target profile of that name.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    near = near_match(name, TARGETS)
+    raise ConfigError(
+        f"there is no target {name!r}", expected=", ".join(TARGETS), hint=f"did you mean {near!r}?" if near else None
+    )
+
+
+def parse_precisions(text: str) -> tuple[Precision, ...]:
+    """Precisions of a comma-separated list, without repeats.
+
+    Raises:
+        ConfigError: If the list is empty or names something else.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = [precision.value for precision in Precision]
+    for name in names:
+        if name not in known:
+            near = near_match(name, known)
+            raise ConfigError(
+                f"there is no precision {name!r}", expected=", ".join(known), hint=f"did you mean {near!r}?" if near else None
+            )
+    if not names:
+        raise ConfigError("no precision was named", expected="for example fp32,fp16,int8")
+    return tuple(dict.fromkeys(Precision(name) for name in names))
+
+
+def check_table(prepared: Prepared, table: CalibrationTable) -> None:
+    """Refuse a table that was made from another model.
+
+    Raises:
+        EngineMismatch: With both hashes.
+    """
+    provenance = table.provenance
+    for what, got, expected in (
+        ("model", provenance.model_sha256, prepared.model.sha256),
+        ("prepared graph", provenance.graph_sha256, prepared.graph_sha256),
+    ):
+        if got != expected:
+            raise EngineMismatch(
+                f"the calibration table was made from another {what} ({provenance.model})",
+                got=f"sha256 {got[:16]}... in the table",
+                expected=f"sha256 {expected[:16]}... of {prepared.model.name}",
+                hint="run quantlab calibrate again with this model and the same --shapes",
+            )
+
+
+def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator) -> list[Sidecar]:
+    """Build every variant into ``folder``.
+
+    All are checked before the first is built.
+
+    Raises:
+        BackendUnavailable: If a variant is not supported.
+        ConfigError: If a quantized variant has no table.
+        EngineMismatch: If a table belongs to another model.
+        EngineBuildError: If a graph is refused.
+        OutputError: If a file cannot be written.
+    """
+    for variant in variants:
+        reason = builder_for(variant.backend).supports(variant)
+        if reason is not None:
+            raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
+        if variant.quantized:
+            if variant.table is None:
+                raise ConfigError(
+                    f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
+                )
+            check_table(variant.prepared, variant.table)
+    sidecars = []
+    for variant in variants:
+        path = builder_for(variant.backend).build(variant, folder)
+        sidecar = read_sidecar(path)
+        narrator.say(describe_sidecar(sidecar))
+        sidecars.append(sidecar)
+    return sidecars
+
+
+def describe_sidecar(sidecar: Sidecar) -> str:
+    """One line for people."""
+    proved = sidecar.proved or "nothing"
+    return f"built  {sidecar.name}: {sidecar.execution}, proved {proved} ({sidecar.proof}), {sidecar.size_bytes:,} bytes"

@@ -1,0 +1,131 @@
+"""Compare: engine files against the FP32 one, on data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantlab.datasets import ResolvedPreprocess
+from quantlab.engines.protocol import Engine
+from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
+from quantlab.errors import ConfigError, EngineMismatch
+from quantlab.files import write_text
+from quantlab.graph.model import load_model
+from quantlab.harness.compare import CompareSettings, compare
+from quantlab.harness.comparison import Comparison
+from quantlab.precision import Precision
+from quantlab.progress import Narrator
+from quantlab.reports import render
+from quantlab.workflow.build import builder_for
+from quantlab.workflow.sources import DataRequest, open_data
+
+
+def find_engines(paths: Sequence[Path]) -> list[Path]:
+    """Engine files named directly, or all with sidecars in the named folders, sorted by name.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            engines = sorted(p.with_name(p.name.removesuffix(SIDECAR_SUFFIX)) for p in path.glob(f"*{SIDECAR_SUFFIX}"))
+            if not engines:
+                raise ConfigError(f"folder {path} holds no engines", hint="run quantlab build first")
+            found += engines
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ConfigError(f"engine {path} does not exist", hint="run quantlab build first")
+    if not found:
+        raise ConfigError("no engines were named", expected="engine files or a folder that quantlab build wrote")
+    return list(dict.fromkeys(found))
+
+
+def load_engines(paths: Sequence[Path], threads: int) -> list[Engine]:
+    """Open engines with the backend that their sidecars name.
+
+    Raises:
+        EngineMismatch: If a file is not what its sidecar says, or two have the same name.
+    """
+    engines = [builder_for(read_sidecar(path).backend).load(path, threads) for path in paths]
+    names = [engine.sidecar.name for engine in engines]
+    for name in names:
+        if names.count(name) > 1:
+            raise EngineMismatch(f"two engines are named {name}", hint="compare them in two runs")
+    return engines
+
+
+def reference_name(sidecars: Sequence[Sidecar], wanted: str | None) -> str:
+    """The reference variant: the wanted one, else the FP32 one.
+
+    Raises:
+        ConfigError: If it is not there or not unique.
+    """
+    names = [sidecar.name for sidecar in sidecars]
+    if wanted is not None:
+        if wanted not in names:
+            raise ConfigError(f"no engine is named {wanted!r}", expected=", ".join(names))
+        return wanted
+    floats = [sidecar.name for sidecar in sidecars if sidecar.requested is Precision.FP32]
+    if len(floats) != 1:
+        raise ConfigError(
+            "cannot tell which engine is the reference",
+            got=f"{len(floats)} fp32 engines",
+            expected="one fp32 engine",
+            hint="build fp32 too, or name one with --reference",
+        )
+    return floats[0]
+
+
+def check_preprocess(sidecars: Sequence[Sidecar], resolved: ResolvedPreprocess) -> None:
+    """Refuse engines that were calibrated with another preprocessing than the evaluation uses.
+
+    Raises:
+        EngineMismatch: With both hashes.
+    """
+    mine = resolved.preprocess.sha256 if resolved.preprocess else ""
+    for sidecar in sidecars:
+        if sidecar.preprocess_sha256 is not None and sidecar.preprocess_sha256 != mine:
+            raise EngineMismatch(
+                f"{sidecar.name} was calibrated with another preprocessing than this comparison uses",
+                got=f"sha256 {mine[:16]}... here" if mine else "ready tensors here",
+                expected=f"sha256 {sidecar.preprocess_sha256[:16]}..." if sidecar.preprocess_sha256 else "ready tensors",
+                hint="use the same --preprocess for calibrate and compare",
+            )
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
+    """Write ``comparison.csv``, ``.md`` and, last, ``.json``.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    paths = (folder / "comparison.json", folder / "comparison.csv", folder / "comparison.md")
+    write_text(paths[1], render(comparison, "csv"))
+    write_text(paths[2], render(comparison, "markdown"))
+    write_text(paths[0], comparison.to_json())
+    return paths
+
+
+def compare_files(
+    engines: Sequence[Path], reference: str | None, request: DataRequest, settings: CompareSettings, narrator: Narrator
+) -> Comparison:
+    """Open engine files and data, check that they belong together, and compare.
+
+    The data are fitted to the reference engine's inputs; its metadata carry the model's own preprocessing.
+
+    Raises:
+        ConfigError: If there is no engine, or no reference.
+        EngineMismatch: If engines or preprocessing do not belong together.
+        DataError: If the data cannot be read or do not fit.
+        MeasurementError: If an engine fails.
+    """
+    paths = find_engines(engines)
+    loaded = load_engines(paths, settings.threads)
+    sidecars = [engine.sidecar for engine in loaded]
+    chosen = reference_name(sidecars, reference)
+    model = load_model(paths[[sidecar.name for sidecar in sidecars].index(chosen)])
+    dataset, resolved = open_data(model, request, narrator)
+    check_preprocess(sidecars, resolved)
+    return compare(loaded, chosen, dataset, settings, narrator)

@@ -1,0 +1,53 @@
+"""Gate: a comparison and a policy to a verdict, and its files."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from quantlab.errors import ConfigError
+from quantlab.files import write_text
+from quantlab.gate import PRESETS, Policy, Verdict, evaluate, load_policy
+from quantlab.harness.comparison import Comparison
+from quantlab.reports import render
+
+
+def find_policy(name: str, folder: Path) -> Policy:
+    """A built-in policy by name, or a policy file relative to ``folder``.
+
+    Raises:
+        ConfigError: If it is missing or wrong.
+    """
+    return load_policy(name if name in PRESETS or name.startswith("quantlab:") else folder / name)
+
+
+def judge(comparison: Comparison, policy: Policy, today: datetime.date) -> Verdict:
+    """The verdict of ``policy`` on ``comparison``; waivers that end before ``today`` are void."""
+    return evaluate(comparison, policy, today)
+
+
+def write_verdict(folder: Path, verdict: Verdict) -> tuple[Path, ...]:
+    """Write ``summary.md``, ``junit.xml`` and, last, ``gate.json``.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    paths = (folder / "gate.json", folder / "junit.xml", folder / "summary.md")
+    write_text(paths[2], render(verdict, "summary"))
+    write_text(paths[1], render(verdict, "junit"))
+    write_text(paths[0], verdict.to_json())
+    return paths
+
+
+def comparison_path(path: Path) -> Path:
+    """The comparison file that a user means: the file, or ``comparison.json`` in a folder.
+
+    Raises:
+        ConfigError: If a folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    inner = path / "comparison.json"
+    if not inner.is_file():
+        raise ConfigError(f"folder {path} holds no comparison.json", hint="run quantlab compare first")
+    return inner

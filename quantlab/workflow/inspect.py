@@ -1,0 +1,140 @@
+"""Inspect: what a file is and what is in it, whatever kind it is."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantlab.calibrators.tensorrt_cache import CalibrationCache
+from quantlab.datasets import METADATA_KEY, preprocess_from_metadata
+from quantlab.engines.sidecar import SIDECAR_SCHEMA, SIDECAR_SUFFIX, Sidecar, read_sidecar, sidecar_path
+from quantlab.errors import DataError
+from quantlab.graph.model import load_model, model_inputs, model_outputs
+from quantlab.graph.proof import prove
+from quantlab.graph.tensors import model_tensors, payload_bytes
+from quantlab.records import to_plain
+from quantlab.reports import Style, render
+from quantlab.workflow.results import load_result, schema_of
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        kind: What the file is.
+        text: For people.
+        document: The same as plain values.
+    """
+
+    kind: str
+    text: str
+    document: dict[str, object]
+
+
+def inspect_file(path: Path, style: Style) -> Inspection:
+    """Look into a model, engine, sidecar, calibration table, TensorRT cache, comparison or verdict.
+
+    Raises:
+        QuantlabError: If the file is missing, damaged or of no known kind.
+    """
+    if path.suffix == ".calib" or path.suffix == ".cache":
+        return _inspect_cache(path)
+    if path.name.endswith(SIDECAR_SUFFIX):
+        return _inspect_engine(path.with_name(path.name.removesuffix(SIDECAR_SUFFIX)))
+    if path.suffix == ".json":
+        return _inspect_json(path, style)
+    if sidecar_path(path).is_file():
+        return _inspect_engine(path)
+    return _inspect_model(path)
+
+
+def _inspect_json(path: Path, style: Style) -> Inspection:
+    schema = schema_of(path)
+    if schema == SIDECAR_SCHEMA:
+        raise DataError(f"{path} is an engine sidecar", hint="inspect the engine file that it lies beside")
+    result = load_result(path)
+    document = {"schema": schema, **to_plain(result)}
+    text = render(result, "terminal", style)
+    return Inspection(schema.partition("/")[0].removeprefix("quantlab."), text, document)
+
+
+def _inspect_cache(path: Path) -> Inspection:
+    cache = CalibrationCache.load(path)
+    lines = [
+        f"TensorRT calibration cache, version {cache.version}, {cache.algorithm}, {len(cache.scales)} tensors",
+        f"{'amax':>12}  {'scale':>12}  tensor",
+        *(f"{127 * scale:12.6g}  {scale:12.6g}  {name}" for name, scale in cache.scales.items()),
+    ]
+    zero = sum(scale == 0 for scale in cache.scales.values())
+    if zero:
+        lines.append(f"{zero} tensors have scale 0: TensorRT keeps their layers in floating point")
+    return Inspection("calibration-cache", "\n".join(lines), {"schema": "quantlab.cache/1", **to_plain(cache)})
+
+
+def _inspect_engine(path: Path) -> Inspection:
+    sidecar = read_sidecar(path)
+    model = _inspect_model(path)
+    lines = [f"engine {sidecar.name}: sidecar and file belong together", *_sidecar_lines(sidecar), model.text]
+    document = {"schema": "quantlab.inspect-engine/1", "sidecar": to_plain(sidecar), "model": model.document}
+    return Inspection("engine", "\n".join(lines), document)
+
+
+def _sidecar_lines(sidecar: Sidecar) -> list[str]:
+    built = ", ".join(f"{name} {version}" for name, version in sidecar.environment.items())
+    lines = [
+        f"  requested     {sidecar.requested}, proved {sidecar.proved or 'nothing'}, {sidecar.execution} on {sidecar.backend}",
+        f"  proof         {sidecar.proof}",
+        f"  made from     {sidecar.model}, sha256 {sidecar.model_sha256[:16]}...",
+        f"  built with    {built}",
+    ]
+    if sidecar.method:
+        lines.insert(2, f"  quantized     by {sidecar.method} ranges under the rules of {sidecar.target}")
+    if sidecar.excluded:
+        lines.append(f"  excluded      {', '.join(sidecar.excluded)}")
+    lines += [f"  degraded      {degradation}" for degradation in sidecar.degradations]
+    return lines
+
+
+def _inspect_model(path: Path) -> Inspection:
+    model = load_model(path)
+    proto = model.proto
+    proof = prove(model)
+    operators = Counter(node.op_type for node in proto.graph.node)
+    parameters = sum(math.prod(tensor.dims) for _, tensor in model_tensors(proto))
+    size = sum(payload_bytes(tensor) for _, tensor in model_tensors(proto))
+    preprocess = preprocess_from_metadata(model.metadata)
+    inputs, outputs = model_inputs(proto), model_outputs(proto)
+    lines = [
+        f"ONNX model {path.name}, opset {model.opset}, IR {proto.ir_version}, by {proto.producer_name or 'unknown'}",
+        *(f"  input         {spec.name} {_shape(spec.shape)} {spec.dtype}" for spec in inputs),
+        *(f"  output        {spec.name} {_shape(spec.shape)} {spec.dtype}" for spec in outputs),
+        f"  parameters    {parameters:,} in {size:,} bytes" + (", in external files" if model.data_folder else ""),
+        f"  operators     {', '.join(f'{name} {count}' for name, count in operators.most_common())}",
+        f"  precision     {proof.precision or 'mixed or unknown'}: {proof.text}",
+        f"  preprocessing {preprocess.describe() if preprocess else 'not stated in the model; pass --preprocess'}",
+        f"  sha256        {model.sha256}",
+    ]
+    document = {
+        "schema": "quantlab.inspect-model/1",
+        "file": path.name,
+        "sha256": model.sha256,
+        "opset": model.opset,
+        "inputs": to_plain(inputs),
+        "outputs": to_plain(outputs),
+        "parameters": parameters,
+        "size_bytes": size,
+        "operators": dict(operators.most_common()),
+        "precision": proof.precision.value if proof.precision else None,
+        "proof": proof.text,
+        "preprocess": preprocess.to_plain() if preprocess else None,
+        "metadata": {key: value for key, value in model.metadata.items() if key != METADATA_KEY},
+    }
+    return Inspection("model", "\n".join(lines), document)
+
+
+def _shape(shape: tuple[int | str | None, ...] | None) -> str:
+    return "[?]" if shape is None else "[" + ",".join("?" if dim is None else str(dim) for dim in shape) + "]"
+

@@ -1,0 +1,152 @@
+"""The recipe, ``quantlab.toml``: what the whole chain is to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantlab.calibrators.methods import DEFAULT_METHOD
+from quantlab.documents import read_toml
+from quantlab.errors import ConfigError
+from quantlab.precision import Precision
+from quantlab.records import from_plain
+
+RECIPE_NAME = "quantlab.toml"
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """``[model]``.
+
+    Attributes:
+        file: ONNX file, relative to the recipe.
+        shapes: Shapes to impose on inputs, by name.
+    """
+
+    file: str
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateSection:
+    """``[calibrate]``.
+
+    Attributes:
+        data: Source of calibration samples, relative to the recipe where it is a path.
+        method: Range method.
+        percentile: Share kept by the percentile method, in per cent.
+        limit: Seeded class-balanced subset of so many samples.
+    """
+
+    data: str
+    method: str = DEFAULT_METHOD
+    percentile: float = 99.99
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSection:
+    """``[build]``.
+
+    Attributes:
+        precisions: Variants to build; fp32 is the reference and always built.
+        backend: Backend.
+        target: Q/DQ rules of INT8.
+        exclude: Names or patterns of layers to keep in floating point.
+    """
+
+    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.INT8)
+    backend: str = "onnxruntime"
+    target: str = "tensorrt"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CompareSection:
+    """``[compare]``.
+
+    Attributes:
+        data: Source of evaluation samples.
+        labels: Labels file.
+        limit: Seeded class-balanced subset of so many samples.
+        batch_size: Samples a call when measuring drift.
+        latency_batch: Samples a call when timing.
+        latency_seconds: Timing budget for all variants; 0 to skip timing.
+    """
+
+    data: str
+    labels: str | None = None
+    limit: int | None = None
+    batch_size: int = 32
+    latency_batch: int = 1
+    latency_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class GateSection:
+    """``[gate]``.
+
+    Attributes:
+        policy: Policy file, or the name of a built-in policy.
+    """
+
+    policy: str = "quantlab:default"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    """``[run]``.
+
+    Attributes:
+        out: Output folder, relative to the recipe.
+        threads: Threads of engines and decoders; 0 for all there are.
+        seed: Of subsets, timing order and bootstrap.
+    """
+
+    out: str = "results"
+    threads: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole recipe.
+
+    Attributes:
+        schema: Version of the form, 1.
+        model: What to quantize.
+        calibrate: On what.
+        build: Into what.
+        compare: Judged on what.
+        gate: By what.
+        run: Where and how.
+        preprocess: Preprocessing, as `quantlab.datasets.Preprocess` or ``{preset = "name"}``; None to take the model's.
+    """
+
+    schema: int
+    model: ModelSection
+    calibrate: CalibrateSection | None = None
+    build: BuildSection = field(default_factory=BuildSection)
+    compare: CompareSection | None = None
+    gate: GateSection = field(default_factory=GateSection)
+    run: RunSection = field(default_factory=RunSection)
+    preprocess: Mapping[str, Any] | None = None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: If it is missing, not TOML, of another version, or holds unknown keys or wrong values.
+    """
+    document = read_toml(path, "recipe")
+    if document.get("schema") != RECIPE_VERSION:
+        raise ConfigError(
+            f"recipe {path} has another schema version",
+            got=document.get("schema", "none"),
+            expected=f"schema = {RECIPE_VERSION} as its first line",
+        )
+    return from_plain(Recipe, document, str(path), ConfigError)

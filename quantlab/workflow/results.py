@@ -1,0 +1,48 @@
+"""Loading a saved result of any kind by its schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from quantlab.calibrators.table import TABLE_SCHEMA, CalibrationTable
+from quantlab.documents import read_file
+from quantlab.errors import DataError
+from quantlab.gate import VERDICT_SCHEMA, Verdict
+from quantlab.harness.comparison import COMPARISON_SCHEMA, Comparison
+
+Result = CalibrationTable | Comparison | Verdict
+
+LOADERS: Mapping[str, Callable[[Path], Result]] = MappingProxyType(
+    {TABLE_SCHEMA: CalibrationTable.load, COMPARISON_SCHEMA: Comparison.load, VERDICT_SCHEMA: Verdict.load}
+)
+
+
+def schema_of(path: Path) -> str:
+    """The ``schema`` of a JSON document.
+
+    Raises:
+        DataError: If the file is missing, not JSON, or says no schema.
+    """
+    try:
+        document = json.loads(read_file(path, DataError, "result"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as cause:
+        raise DataError(f"result {path} is not valid JSON", got=str(cause)) from cause
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, str):
+        raise DataError(f"result {path} says no schema", expected="one of " + ", ".join(LOADERS))
+    return schema
+
+
+def load_result(path: Path) -> Result:
+    """Read a calibration table, a comparison or a verdict.
+
+    Raises:
+        QuantlabError: If the file is missing, damaged, or of an unknown schema.
+    """
+    schema = schema_of(path)
+    if schema not in LOADERS:
+        raise DataError(f"result {path} has an unknown schema", got=repr(schema), expected="one of " + ", ".join(LOADERS))
+    return LOADERS[schema](path)

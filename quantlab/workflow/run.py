@@ -1,0 +1,216 @@
+"""Run: the whole chain from a recipe: calibrate, build, compare, gate."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from quantlab.calibrators.table import CalibrationTable
+from quantlab.datasets import Dataset, ResolvedPreprocess
+from quantlab.engines.sidecar import sidecar_path
+from quantlab.engines.variant import Variant
+from quantlab.errors import ConfigError
+from quantlab.gate import Verdict
+from quantlab.graph.prepare import Prepared
+from quantlab.harness.compare import CompareSettings, compare
+from quantlab.harness.comparison import Comparison
+from quantlab.harness.environment import processor_name
+from quantlab.harness.latency import LatencySettings
+from quantlab.precision import Precision
+from quantlab.progress import Narrator
+from quantlab.workflow.build import build_variants, builder_for, target_for
+from quantlab.workflow.calibrate import CalibrateSettings, CalibrationFiles, calibrate, write_calibration
+from quantlab.workflow.compare import check_preprocess, load_engines, reference_name, write_comparison
+from quantlab.workflow.gate import find_policy, judge, write_verdict
+from quantlab.workflow.recipe import CalibrateSection, CompareSection, Recipe, load_recipe
+from quantlab.workflow.sources import DataRequest, open_data, open_model, thread_count
+from quantlab.workflow.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run ended with.
+
+    Attributes:
+        comparison: The table.
+        verdict: The gate's.
+        files: Everything in the output folder that a person may want to open.
+    """
+
+    comparison: Comparison
+    verdict: Verdict
+    files: tuple[Path, ...]
+
+
+def run_recipe(path: Path, out: Path | None, narrator: Narrator, *, force: bool, today: datetime.date) -> RunResult:
+    """Carry out a recipe; finished steps whose inputs are unchanged are taken from the output folder.
+
+    Args:
+        path: The recipe.
+        out: Output folder in place of the recipe's.
+        narrator: Told of progress.
+        force: Run every step again.
+        today: Date by which waivers are judged.
+
+    Raises:
+        QuantlabError: Whatever the verbs of the chain raise.
+    """
+    recipe = load_recipe(path)
+    if recipe.calibrate is None or recipe.compare is None:
+        missing = "calibrate" if recipe.calibrate is None else "compare"
+        raise ConfigError(f"recipe {path} has no [{missing}] section", expected=f"[{missing}] with data = ...")
+    folder = path.parent
+    target = out if out is not None else folder / recipe.run.out
+    chain = _Chain(recipe, recipe.calibrate, recipe.compare, folder, target, narrator, force=force)
+    return chain.run(today)
+
+
+class _Chain:
+    def __init__(
+        self,
+        recipe: Recipe,
+        calibrate_section: CalibrateSection,
+        compare_section: CompareSection,
+        folder: Path,
+        out: Path,
+        narrator: Narrator,
+        *,
+        force: bool,
+    ) -> None:
+        self.recipe, self.folder, self.out, self.narrator = recipe, folder, out, narrator
+        self.calibrate_section, self.compare_section = calibrate_section, compare_section
+        self.threads = thread_count(recipe.run.threads)
+        self.target = target_for(recipe.build.target)
+        builder_for(recipe.build.backend)
+        self.steps = Steps(out, narrator, force=force)
+
+    def run(self, today: datetime.date) -> RunResult:
+        # The policy is read first, so that a mistake in it does not cost a run.
+        policy = find_policy(self.recipe.gate.policy, self.folder)
+        prepared = open_model(self.folder / self.recipe.model.file, self.recipe.model.shapes, self.narrator)
+        calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
+        table, files = self._calibrate(prepared, *calibration)
+        engines = self._build(prepared, table)
+        section = self.compare_section
+        labels = self.folder / section.labels if section.labels else None
+        evaluation = self._data(prepared, section.data, labels, section.limit)
+        comparison, compared = self._compare(engines, *evaluation)
+        verdict = judge(comparison, policy, today)
+        judged = write_verdict(self.out, verdict)
+        return RunResult(comparison, verdict, (*compared, *judged, *files.all(), self.out / "engines"))
+
+    def _data(
+        self, prepared: Prepared, source: str, labels: Path | None, limit: int | None
+    ) -> tuple[Dataset, ResolvedPreprocess]:
+        local = self.folder / source
+        known = local.exists() or any(character in source for character in "*?[")
+        request = DataRequest(
+            str(local) if known or not _is_reference(source) else source,
+            labels,
+            limit,
+            self.recipe.run.seed,
+            self.threads,
+            None,
+            self.recipe.preprocess,
+        )
+        return open_data(prepared.model, request, self.narrator)
+
+    def _calibrate(
+        self, prepared: Prepared, dataset: Dataset, resolved: ResolvedPreprocess
+    ) -> tuple[CalibrationTable, CalibrationFiles]:
+        section = self.calibrate_section
+        settings = CalibrateSettings(section.method, section.percentile, self.threads)
+        files = CalibrationFiles.of(self.out / "calibration", prepared.model.name)
+
+        def action() -> Iterable[Path]:
+            table, histograms = calibrate(prepared, dataset, resolved, settings, self.narrator)
+            return write_calibration(files.table.parent, prepared, table, histograms, self.target).all()
+
+        inputs = {
+            "graph": prepared.graph_sha256,
+            "data": dataset.manifest.sha256,
+            "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
+            "method": section.method,
+            "percentile": section.percentile,
+            "target": self.target.name,
+            "onnxruntime": version("onnxruntime"),
+        }
+        self.steps.run("calibrate", inputs, action)
+        table = CalibrationTable.load(files.table)
+        for degradation in table.degradations:
+            self.narrator.warn(degradation)
+        return table, files
+
+    def _build(self, prepared: Prepared, table: CalibrationTable) -> list[Path]:
+        section = self.recipe.build
+        engines: list[Path] = []
+        for precision in dict.fromkeys((Precision.FP32, *section.precisions)):
+            variant = Variant(prepared, section.backend, precision, self.target, table, section.exclude)
+            inputs = {
+                "graph": prepared.graph_sha256,
+                "backend": section.backend,
+                "precision": precision.value,
+                "table": table.sha256 if variant.quantized else None,
+                "target": self.target.name if variant.quantized else None,
+                "exclude": list(section.exclude) if variant.quantized else [],
+                "onnxruntime": version("onnxruntime"),
+            }
+            name = f"build {precision}"
+            self.steps.run(name, inputs, self._build_one(variant))
+            suffixes = self.steps.records[name].files
+            engines.append(next(self.out / file for file in suffixes if not file.endswith((".json", ".data"))))
+        return engines
+
+    def _build_one(self, variant: Variant) -> Callable[[], Iterable[Path]]:
+        def action() -> Iterable[Path]:
+            folder = self.out / "engines"
+            (sidecar,) = build_variants([variant], folder, self.narrator)
+            for degradation in sidecar.degradations:
+                self.narrator.warn(degradation)
+            engine = folder / sidecar.file
+            data = engine.with_name(engine.name + ".data")
+            return (engine, sidecar_path(engine), *([data] if data.exists() else []))
+
+        return action
+
+    def _compare(
+        self, paths: list[Path], dataset: Dataset, resolved: ResolvedPreprocess
+    ) -> tuple[Comparison, tuple[Path, ...]]:
+        section = self.compare_section
+        engines = load_engines(paths, self.threads)
+        sidecars = [engine.sidecar for engine in engines]
+        check_preprocess(sidecars, resolved)
+        seed = self.recipe.run.seed
+        latency = LatencySettings(seconds=section.latency_seconds, seed=seed) if section.latency_seconds > 0 else None
+        settings = CompareSettings(section.batch_size, section.latency_batch, self.threads, seed, latency)
+        written: tuple[Path, ...] = tuple(self.out / f"comparison.{suffix}" for suffix in ("json", "csv", "md"))
+
+        def action() -> Iterable[Path]:
+            comparison = compare(engines, reference_name(sidecars, None), dataset, settings, self.narrator)
+            return write_comparison(self.out, comparison)
+
+        inputs = {
+            "engines": {sidecar.name: sidecar.sha256 for sidecar in sidecars},
+            "data": dataset.manifest.sha256,
+            "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
+            "batch": [section.batch_size, section.latency_batch],
+            "latency_seconds": section.latency_seconds,
+            "threads": self.threads,
+            "seed": seed,
+            "processor": processor_name(),
+            "onnxruntime": version("onnxruntime"),
+        }
+        self.steps.run("compare", inputs, action)
+        comparison = Comparison.load(written[0])
+        for degradation in comparison.degradations:
+            self.narrator.warn(degradation)
+        return comparison, written
+
+
+def _is_reference(source: str) -> bool:
+    """Whether a data source is a Python or torchvision reference rather than a path."""
+    head, separator, _ = source.partition(":")
+    return bool(separator) and "/" not in head

@@ -1,0 +1,182 @@
+"""Finding and opening what a workflow starts from: the model and the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantlab.datasets import Dataset, InputSpec, ResolvedPreprocess, open_dataset, resolve_preprocess
+from quantlab.errors import ConfigError, ModelError
+from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
+from quantlab.graph.prepare import Prepared, prepare
+from quantlab.harness.environment import available_cpus
+from quantlab.progress import Narrator
+from quantlab.workflow.recipe import RECIPE_NAME, load_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class DataRequest:
+    """Which samples to open.
+
+    Attributes:
+        source: What ``--data`` says.
+        labels: Labels file.
+        limit: Seeded class-balanced subset of so many samples.
+        seed: Of the subset.
+        threads: Decoders.
+        preprocess: Preset name or TOML file from a flag.
+        recipe_preprocess: Preprocessing table of a recipe.
+    """
+
+    source: str
+    labels: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    threads: int = 2
+    preprocess: str | None = None
+    recipe_preprocess: Mapping[str, Any] | None = None
+
+
+def find_model(given: Path | None, folder: Path) -> Path:
+    """The model to use: the given one, else the recipe's in ``folder``, else the only ``.onnx`` file there.
+
+    Raises:
+        ConfigError: If there is none, or more than one.
+    """
+    if given is not None:
+        return given
+    recipe = folder / RECIPE_NAME
+    if recipe.is_file():
+        return folder / load_recipe(recipe).model.file
+    models = sorted(folder.glob("*.onnx"))
+    if len(models) == 1:
+        return models[0]
+    got = "none" if not models else ", ".join(path.name for path in models[:5]) + (", ..." if len(models) > 5 else "")
+    raise ConfigError(
+        "no model was named",
+        got=f"{len(models)} .onnx files in this folder: {got}",
+        expected=f"--model FILE, or a {RECIPE_NAME}, or one .onnx file here",
+        hint="name one with --model FILE",
+    )
+
+
+def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Parse ``NAME:1x3x224x224`` flags; the first number is the batch and stays dynamic where the model allows.
+
+    Raises:
+        ConfigError: If one is malformed or a name comes twice.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, separator, dims = text.rpartition(":")
+        if not separator or not name or not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", dims):
+            raise ConfigError(f"--shapes {text!r} is malformed", expected="NAME:1x3x224x224, positive numbers")
+        if name in shapes:
+            raise ConfigError(f"--shapes names input {name!r} twice")
+        shapes[name] = tuple(int(dim) for dim in dims.split("x"))
+    return shapes
+
+
+def open_model(path: Path, shapes: Mapping[str, tuple[int, ...]], narrator: Narrator) -> Prepared:
+    """Load, check and prepare a model, saying what was done to it.
+
+    Raises:
+        ModelError: If it cannot be used.
+        ConfigError: If ``shapes`` names an input that it does not have.
+    """
+    model = load_model(path)
+    prepared = prepare(model, input_shapes=shapes)
+    inputs = ", ".join(f"{spec.name} {_shape(spec.shape)} {spec.dtype}" for spec in model_inputs(prepared.model.proto))
+    outputs = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in model_outputs(prepared.model.proto))
+    before, after = len(model.proto.graph.node), len(prepared.model.proto.graph.node)
+    narrator.say(f"model  {path.name}: {inputs} -> {outputs}; {before} nodes, {after} after preparation")
+    for note in prepared.notes:
+        narrator.say(f"       {note}")
+    for degradation in prepared.degradations:
+        narrator.warn(degradation)
+    return prepared
+
+
+def _shape(shape: tuple[int | str | None, ...] | None) -> str:
+    return "[?]" if shape is None else "[" + ",".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def input_specs(model: Model) -> tuple[InputSpec, ...]:
+    """Inputs of a model without the batch axis.
+
+    Raises:
+        ModelError: If an input has no batch axis.
+    """
+    specs = []
+    for spec in model_inputs(model.proto):
+        if not spec.shape:
+            raise ModelError(
+                f"input {spec.name!r} has no batch axis", got=_shape(spec.shape), expected="a first axis for samples"
+            )
+        shape = tuple(dim if isinstance(dim, int) else None for dim in spec.shape[1:])
+        specs.append(InputSpec(spec.name, shape, spec.dtype))
+    return tuple(specs)
+
+
+def class_count(model: Model) -> int | None:
+    """Number of classes of the first output that looks like class scores, where it is known."""
+    for spec in model_outputs(model.proto):
+        if spec.shape is not None and len(spec.shape) == 2 and spec.dtype.startswith("float"):
+            classes = spec.shape[1]
+            return classes if isinstance(classes, int) and classes >= 2 else None
+    return None
+
+
+def open_data(model: Model, request: DataRequest, narrator: Narrator) -> tuple[Dataset, ResolvedPreprocess]:
+    """Open a data set for a model and say what the model will see of it.
+
+    Raises:
+        DataError: If the data cannot be read or do not fit the model.
+        ConfigError: If the preprocessing is wrong.
+    """
+    specs = input_specs(model)
+    resolved = resolve_preprocess(
+        request.preprocess, request.recipe_preprocess, model.metadata, specs
+    )
+    dataset = open_dataset(
+        request.source,
+        specs,
+        resolved,
+        labels=request.labels,
+        limit=request.limit,
+        seed=request.seed,
+        threads=request.threads,
+        num_classes=class_count(model),
+    )
+    statistics = dataset.statistics()
+    classes = f", {len(dataset.class_names)} classes" if dataset.class_names else ""
+    narrator.say(f"data   {request.source}: {len(dataset):,} samples{classes}")
+    narrator.say(f"       preprocessing: {resolved.describe()}")
+    for row in statistics:
+        values = "; ".join(
+            f"{label} {_numbers(numbers)}"
+            for label, numbers in (("min", row.minimum), ("max", row.maximum), ("mean", row.mean), ("std", row.std))
+        )
+        narrator.say(f"       {row.name} {_shape(row.shape)} {row.dtype}, first {row.n}, per channel: {values}")
+    for degradation in dataset.degradations:
+        narrator.warn(degradation)
+    return dataset, resolved
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    shown = " ".join(f"{value:.4g}" for value in values[:4])
+    return shown + (" ..." if len(values) > 4 else "")
+
+
+def thread_count(requested: int) -> int:
+    """Threads to use: the requested number, or all processors for 0.
+
+    Raises:
+        ConfigError: If negative.
+    """
+    if requested < 0:
+        raise ConfigError("the number of threads is negative", got=requested, expected="1 or more, or 0 for all")
+    return requested or available_cpus()

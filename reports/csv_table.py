@@ -1,0 +1,49 @@
+"""CSV of comparisons and verdicts; named so because ``csv`` is a module of Python."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from quantlab.calibrators.table import CalibrationTable
+from quantlab.gate.verdict import Verdict
+from quantlab.harness.comparison import Comparison
+from quantlab.reports.calibration import calibration_frame
+from quantlab.reports.format import Format, Style
+from quantlab.reports.table import comparison_frame, verdict_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def inert(text: str) -> str:
+    """``text`` that no spreadsheet takes for a formula: a leading ``= + - @``, tab or return gets an apostrophe."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def render_comparison(comparison: Comparison, style: Style) -> str:
+    """One line for each variant, the columns of `comparison_frame`."""
+    return _csv(comparison_frame(comparison))
+
+
+def render_verdict(verdict: Verdict, style: Style) -> str:
+    """One line for each check and candidate, the columns of `verdict_frame`."""
+    return _csv(verdict_frame(verdict))
+
+
+def render_table(table: CalibrationTable, style: Style) -> str:
+    """One line for each tensor, scheme and method, the columns of `calibration_frame`."""
+    return _csv(calibration_frame(table))
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    guarded = frame.copy()
+    for name in frame.columns:
+        if frame[name].dtype == "string":
+            guarded[name] = frame[name].map(inert, na_action="ignore")
+    return str(guarded.to_csv(index=False, lineterminator="\n"))
+
+
+FORMAT = Format("csv", ".csv", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: render_table}))

@@ -1,0 +1,110 @@
+"""Markdown (GitHub's) of comparisons and verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+
+from quantlab.gate.verdict import CheckResult, Verdict
+from quantlab.harness.comparison import Comparison, VariantResult
+from quantlab.reports.cells import digest, interval, plain
+from quantlab.reports.format import Format, Style
+from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
+
+_SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
+
+
+def escape(text: str) -> str:
+    """``text`` as literal text on one line: safe in a table cell, a list item and a heading.
+
+    Angle brackets and ampersands become entities, so that no HTML gets through; an ``@`` must not notify anyone.
+    """
+    entities = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\g<0>", entities).replace("@", "@<!-- -->")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> Iterator[str]:
+    """Lines of a table whose cells are escaped already; the first ``words`` columns are aligned to the left."""
+    yield "| " + " | ".join(headings) + " |"
+    yield "|" + "|".join(" --- " if number < words else " ---: " for number in range(len(headings))) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def render_comparison(comparison: Comparison, style: Style) -> str:
+    """Head, two tables and the degradations."""
+    origin = (
+        f"{comparison.n_samples:,} samples, reference {escape(comparison.reference)}, "
+        f"model `{digest(comparison.model_sha256)}`, data `{digest(comparison.data_sha256)}`, seed {comparison.seed}."
+    )
+    lines = [
+        f"# {escape(comparison.model)}: precision comparison",
+        "",
+        origin,
+        "",
+    ]
+    for title, columns in (("Accuracy drift", DRIFT_COLUMNS), ("Latency and size", LATENCY_COLUMNS)):
+        visible = shown(columns, comparison)
+        headings = ["variant", *(escape(column.heading) for column in visible)]
+        rows = [
+            [escape(result.name), *(_cell(column, result, comparison) for column in visible)]
+            for result in comparison.variants
+        ]
+        words = 1 + sum(column.left for column in visible)
+        lines += [f"## {title}", "", *table(headings, rows, words), ""]
+    notes = ["Bold: best of the candidates."]
+    if any(undecided_latency(result, comparison.reference) for result in comparison.variants):
+        notes.append("Italic ratio: the interval holds 1, neither faster nor slower was shown.")
+    if any(len(result.outputs) > 1 for result in comparison.variants):
+        notes.append("Of several outputs, the worst is shown.")
+    if comparison.noise_floor is not None:
+        notes.append(f"A/A control of latency: {escape(interval(comparison.noise_floor, 3))}.")
+    lines += [" ".join(notes), "", "## Degradations", ""]
+    lines += [f"- {escape(str(degradation))}" for degradation in comparison.degradations] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column: Column, result: VariantResult, comparison: Comparison) -> str:
+    text = escape(column.text(result))
+    if column.heading == "ratio" and undecided_latency(result, comparison.reference):
+        return f"*{text}*"
+    return f"**{text}**" if result.name in best(column, comparison) else text
+
+
+def verdict_head(verdict: Verdict) -> list[str]:
+    """Heading, and what was judged by what."""
+    origin = (
+        f"Policy {escape(verdict.policy)} `{digest(verdict.policy_sha256)}`, model {escape(verdict.model)} "
+        f"`{digest(verdict.model_sha256)}`, comparison `{digest(verdict.comparison_sha256)}`, "
+        f"{verdict.n_samples:,} samples, one-sided alpha {verdict.alpha:g}, {verdict.evaluated_on.isoformat()}."
+    )
+    return [f"# Gate: {verdict.outcome}", "", origin, ""]
+
+
+VERDICT_HEADINGS = ("outcome", "check", "candidate", "finding", "next step")
+
+
+def verdict_row(check: CheckResult) -> list[str]:
+    """The cells of one check."""
+    outcome = check.outcome.value if check.level == "error" else f"{check.outcome} ({check.level})"
+    finding = check.reason if check.waiver is None else f"{check.reason} (waived: {check.waiver})"
+    cells = (check.id, check.candidate or "", finding, check.next_step)
+    return [f"**{outcome}**" if check.decides else outcome, *map(escape, cells)]
+
+
+def render_verdict(verdict: Verdict, style: Style) -> str:
+    """Every check in one table, worst first, then the further facts."""
+    ordered = verdict.worst_first()
+    lines = verdict_head(verdict)
+    lines += table(VERDICT_HEADINGS, [verdict_row(check) for check in ordered], len(VERDICT_HEADINGS))
+    facts = [
+        f"- {escape(check.id)} {escape(check.candidate or '')}: {escape('; '.join(check.details))}"
+        for check in ordered
+        if check.details
+    ]
+    lines += ["", "## Details", "", *facts] if facts else []
+    return "\n".join(lines) + "\n"
+
+
+FORMAT = Format("markdown", ".md", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict}))

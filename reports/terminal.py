@@ -1,0 +1,145 @@
+"""Aligned plain text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from quantlab.calibrators.table import CalibrationTable
+from quantlab.degradation import Degradation
+from quantlab.gate.verdict import CheckResult, Outcome, Verdict
+from quantlab.harness.comparison import Comparison, VariantResult
+from quantlab.reports import calibration
+from quantlab.reports.cells import digest, fixed, interval, plain
+from quantlab.reports.format import Format, Style
+from quantlab.reports.grid import GridColumn, grids
+from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
+
+_MIN_WIDTH = 40
+_ANSI: Mapping[str, str] = MappingProxyType(
+    {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "magenta": "35"}
+)
+_COLOURS: Mapping[Outcome, str] = MappingProxyType(
+    {
+        Outcome.PASS: "green",
+        Outcome.FAIL: "red",
+        Outcome.ERROR: "magenta",
+        Outcome.INCONCLUSIVE: "yellow",
+        Outcome.WAIVED: "yellow",
+        Outcome.SKIPPED: "dim",
+    }
+)
+_OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
+_BEST, _UNDECIDED, _PLAIN = "*", "~", " "
+
+
+def render_comparison(comparison: Comparison, style: Style) -> str:
+    """Accuracy drift, latency and size, and the degradations; tables are stacked where the width does not suffice."""
+    width = max(style.width, _MIN_WIDTH)
+    head = (
+        f"{comparison.model}: {comparison.n_samples:,} samples, reference {comparison.reference}, "
+        f"model {digest(comparison.model_sha256)}, data {digest(comparison.data_sha256)}"
+    )
+    lines = [*_wrap(head, width), ""]
+    for title, columns in (("Accuracy drift", DRIFT_COLUMNS), ("Latency and size", LATENCY_COLUMNS)):
+        lines += _tables(title, shown(columns, comparison), comparison, width, style)
+    lines += _legend(comparison, width)
+    lines += _degradations(comparison.degradations, width, style)
+    return "\n".join(lines) + "\n"
+
+
+def render_verdict(verdict: Verdict, style: Style) -> str:
+    """The verdict, then every check with its sentence, worst first."""
+    width = max(style.width, _MIN_WIDTH)
+    head = (
+        f"policy {verdict.policy} ({digest(verdict.policy_sha256)}), model {verdict.model} "
+        f"({digest(verdict.model_sha256)}), {verdict.n_samples:,} samples, one-sided alpha {verdict.alpha:g}"
+    )
+    lines = [_paint(f"Gate: {verdict.outcome}", style, "bold", _COLOURS[verdict.outcome]), *_wrap(head, width), ""]
+    for check in verdict.worst_first():
+        lines += _check(check, width, style)
+    return "\n".join(lines) + "\n"
+
+
+def _tables(title: str, columns: Sequence[Column], comparison: Comparison, width: int, style: Style) -> Iterator[str]:
+    first = GridColumn("variant", tuple(plain(result.name) for result in comparison.variants))
+    prepared = [_column(column, comparison) for column in columns]
+    for number, lines in enumerate(grids(first, prepared, width)):
+        yield _paint(title if number == 0 else f"{title} (continued)", style, "bold")
+        yield lines[0]
+        for result, line in zip(comparison.variants, lines[1:], strict=True):
+            yield _paint(line, style, "dim") if result.name == comparison.reference else line
+        yield ""
+
+
+def _column(column: Column, comparison: Comparison) -> GridColumn:
+    """The cells, marked; where one cell is marked the others get a blank, so that digits stay aligned."""
+    winners = best(column, comparison)
+    marks = [_mark(column, result, winners, comparison) for result in comparison.variants]
+    if set(marks) == {_PLAIN}:
+        return GridColumn(column.heading, tuple(column.text(result) for result in comparison.variants), column.left)
+    cells = tuple(column.text(result) + mark for result, mark in zip(comparison.variants, marks, strict=True))
+    return GridColumn(column.heading + _PLAIN, cells, column.left)
+
+
+def _mark(column: Column, result: VariantResult, winners: frozenset[str], comparison: Comparison) -> str:
+    if column.heading == "ratio" and undecided_latency(result, comparison.reference):
+        return _UNDECIDED
+    return _BEST if result.name in winners else _PLAIN
+
+
+def _legend(comparison: Comparison, width: int) -> list[str]:
+    notes = []
+    if any(best(column, comparison) for column in (*DRIFT_COLUMNS, *LATENCY_COLUMNS)):
+        notes.append("* best of the candidates.")
+    if any(undecided_latency(result, comparison.reference) for result in comparison.variants):
+        notes.append("~ the interval holds 1: neither faster nor slower was shown.")
+    if any(len(result.outputs) > 1 for result in comparison.variants):
+        notes.append("Of several outputs, the worst is shown.")
+    timed = next((result.latency for result in comparison.variants if result.latency is not None), None)
+    if timed is not None:
+        confidence = fixed(100 * timed.ratio_interval.confidence, 0)
+        notes.append(
+            f"Latency: {timed.boundary}, batch {timed.batch_size}, ratio to {comparison.reference}, "
+            f"{confidence} % interval; A/A control {interval(comparison.noise_floor, 3)}."
+        )
+    return [*_wrap(" ".join(notes), width), ""] if notes else []
+
+
+def _degradations(degradations: Sequence[Degradation], width: int, style: Style) -> Iterator[str]:
+    if not degradations:
+        yield "No degradations."
+        return
+    yield _paint(f"Degradations ({len(degradations)})", style, "bold", "yellow")
+    for degradation in degradations:
+        yield from _wrap(str(degradation), width, "  - ", "    ")
+
+
+def _check(check: CheckResult, width: int, style: Style) -> Iterator[str]:
+    level = "" if check.level == "error" else f" [{check.level}]"
+    title = plain(check.id + level + (f"  {check.candidate}" if check.candidate is not None else ""))
+    yield f"{_paint(f'{check.outcome:<{_OUTCOME_WIDTH}}', style, 'bold', _COLOURS[check.outcome])}  {title}"
+    if check.outcome is Outcome.PASS and check.claim is None:
+        return  # a guard that passed: its name says it all
+    indent = " " * (_OUTCOME_WIDTH + 2)
+    yield from _wrap(check.reason, width, indent, indent)
+    if check.waiver is not None:
+        yield from _wrap(f"waived: {check.waiver}", width, indent, indent)
+    if check.next_step:
+        yield from _wrap(f"next: {check.next_step}", width, indent, indent)
+
+
+def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(
+        plain(text), width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _paint(text: str, style: Style, *names: str) -> str:
+    if not style.colour:
+        return text
+    return f"\x1b[{';'.join(_ANSI[name] for name in names)}m{text}\x1b[0m"
+
+
+FORMAT = Format("terminal", ".txt", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_terminal}))
