@@ -50,7 +50,9 @@ class Entropy:
         divergences = kl_divergences(counts, LEVELS)
         kept = LEVELS + len(divergences) - 1 - int(np.argmin(divergences[::-1]))
         threshold = distribution.amax * min((kept + 0.5) / BINS, 1.0)
-        low, high = (-threshold, threshold) if scheme.symmetric else (max(-threshold, whole.low), min(threshold, whole.high))
+        low, high = (
+            (-threshold, threshold) if scheme.symmetric else (max(-threshold, whole.low), min(threshold, whole.high))
+        )
         loss_db = sqnr_db(distribution, whole.low, whole.high, scheme) - sqnr_db(distribution, low, high, scheme)
         if loss_db > WORST_LOSS_DB:
             reason = f"values are spiked: the KL threshold {threshold:.4g} would cost {loss_db:.1f} dB against min-max"

@@ -213,7 +213,9 @@ def load_histograms(path: Path) -> dict[str, Histogram]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             if int(archive["format"]) != HISTOGRAM_FORMAT:
-                raise CalibrationError(f"{path} has another format", got=int(archive["format"]), expected=HISTOGRAM_FORMAT)
+                raise CalibrationError(
+                    f"{path} has another format", got=int(archive["format"]), expected=HISTOGRAM_FORMAT
+                )
             names, extremes, sizes = archive["names"], archive["extremes"], archive["sizes"]
             buckets, counts = archive["buckets"], archive["counts"]
     except (OSError, ValueError, KeyError, EOFError) as cause:

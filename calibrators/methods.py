@@ -26,7 +26,9 @@ def range_methods(percentile: float = 99.99) -> tuple[RangeMethod, ...]:
     try:
         return (MinMax(), Percentile(percentile), Entropy(), MeanSquaredError())
     except ValueError as cause:
-        raise ConfigError("the percentile is out of range", got=percentile, expected="more than 50, at most 100") from cause
+        raise ConfigError(
+            "the percentile is out of range", got=percentile, expected="more than 50, at most 100"
+        ) from cause
 
 
 def check_method(name: str) -> str:

@@ -43,14 +43,20 @@ class MeanSquaredError:
         low, high = whole.low, whole.high
         for _ in range(_AFFINE_SWEEPS):
             if whole.high > 0.0:
-                bottom = min(low, 0.0)
-                high = whole.high * search.best(lambda s, at=bottom: (np.full_like(s, at), whole.high * s))
+                high = whole.high * search.best(_moving_high(min(low, 0.0), whole.high))
             if whole.low < 0.0:
-                top = max(high, 0.0)
-                low = whole.low * search.best(lambda s, at=top: (whole.low * s, np.full_like(s, at)))
+                low = whole.low * search.best(_moving_low(whole.low, max(high, 0.0)))
             if whole.low >= 0.0 or whole.high <= 0.0:
                 break
         return MethodRange(low, high, candidates=search.candidates)
+
+
+def _moving_high(low: float, high: float) -> Ranges:
+    return lambda shares: (np.full_like(shares, low), high * shares)
+
+
+def _moving_low(low: float, high: float) -> Ranges:
+    return lambda shares: (low * shares, np.full_like(shares, high))
 
 
 class _Search:

@@ -37,5 +37,7 @@ class Percentile:
             low, high = distribution.quantile(dropped / 2.0), distribution.quantile(1.0 - dropped / 2.0)
         low, high = max(low, whole.low), min(high, whole.high)
         if high <= 0.0 <= low and whole.high > whole.low:
-            return MethodRange(whole.low, whole.high, f"{100 * distribution.zero_fraction:.2f} % of the values are zeros")
+            return MethodRange(
+                whole.low, whole.high, f"{100 * distribution.zero_fraction:.2f} % of the values are zeros"
+            )
         return MethodRange(low, high)

@@ -157,7 +157,9 @@ class CalibrationTable:
 def _check_entry(entry: TensorEntry, path: Path) -> None:
     for scheme, by_method in entry.ranges.items():
         if scheme not in SCHEMES:
-            raise CalibrationError(f"{path}: tensor {entry.name!r} has an unknown scheme", got=scheme, expected=", ".join(SCHEMES))
+            raise CalibrationError(
+                f"{path}: tensor {entry.name!r} has an unknown scheme", got=scheme, expected=", ".join(SCHEMES)
+            )
         for method, chosen in by_method.items():
             finite = abs(chosen.low) < float("inf") and abs(chosen.high) < float("inf")
             if not finite or chosen.low > chosen.high:
@@ -177,7 +179,9 @@ def measure_tensor(name: str, histogram: Histogram, methods: Sequence[RangeMetho
     try:
         distribution = histogram.distribution()
     except CalibrationError as cause:
-        raise CalibrationError(f"tensor {name!r} has no finite value", got=f"{histogram.non_finite} NaN or infinite", hint=cause.hint) from cause
+        raise CalibrationError(
+            f"tensor {name!r} has no finite value", got=f"{histogram.non_finite} NaN or infinite", hint=cause.hint
+        ) from cause
     ranges = {
         scheme.name: {method.name: _measure(distribution, method, scheme) for method in methods}
         for scheme in SCHEMES.values()
@@ -216,11 +220,15 @@ def table_degradations(tensors: Iterable[TensorEntry], method: str) -> tuple[Deg
     ]
     if fallen:
         result.append(
-            Degradation.of(DegradationCode.METHOD_FALLBACK, f"{method} has no meaning for these tensors; min-max was used", fallen)
+            Degradation.of(
+                DegradationCode.METHOD_FALLBACK, f"{method} has no meaning for these tensors; min-max was used", fallen
+            )
         )
     broken = [entry.name for entry in entries if entry.non_finite]
     if broken:
         result.append(
-            Degradation.of(DegradationCode.NON_FINITE_VALUES, "NaN or infinite activations were left out of ranges", broken)
+            Degradation.of(
+                DegradationCode.NON_FINITE_VALUES, "NaN or infinite activations were left out of ranges", broken
+            )
         )
     return tuple(result)

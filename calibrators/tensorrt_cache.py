@@ -52,7 +52,9 @@ class CalibrationCache:
             if not name or "\n" in name or "\r" in name:
                 raise CalibrationError(f"tensor name {name!r} cannot stand in a calibration cache")
             if not (np.isfinite(scale) and scale >= 0.0):
-                raise CalibrationError(f"tensor {name!r} has no usable scale", got=scale, expected="a finite number >= 0")
+                raise CalibrationError(
+                    f"tensor {name!r} has no usable scale", got=scale, expected="a finite number >= 0"
+                )
             lines.append(f"{name}: {int(np.float32(scale).view(np.uint32)):x}")
         return "\n".join(lines) + "\n"
 
@@ -70,19 +72,24 @@ class CalibrationCache:
         header = _HEADER.fullmatch(lines[0]) if lines else None
         if header is None:
             raise CalibrationError(
-                f"{where} is not a TensorRT calibration cache", got=repr(lines[0][:60]) if lines else "nothing",
+                f"{where} is not a TensorRT calibration cache",
+                got=repr(lines[0][:60]) if lines else "nothing",
                 expected="first line TRT-<version>-<algorithm>",
             )
         scales: dict[str, float] = {}
         for number, line in enumerate(lines[1:], start=2):
             name, separator, bits = line.rpartition(": ")
             if not separator or not name or not _HEX.fullmatch(bits):
-                raise CalibrationError(f"{where} line {number} is malformed", got=repr(line[:80]), expected="<tensor>: <hex float32>")
+                raise CalibrationError(
+                    f"{where} line {number} is malformed", got=repr(line[:80]), expected="<tensor>: <hex float32>"
+                )
             if name in scales:
                 raise CalibrationError(f"{where} line {number} repeats tensor {name!r}")
             scale = float(np.uint32(int(bits, 16)).view(np.float32))
             if not np.isfinite(scale) or scale < 0.0:
-                raise CalibrationError(f"{where} line {number}: scale of {name!r} is unusable", got=scale, expected="a finite number >= 0")
+                raise CalibrationError(
+                    f"{where} line {number}: scale of {name!r} is unusable", got=scale, expected="a finite number >= 0"
+                )
             scales[name] = scale
         return cls(int(header[1]), header[2], scales)
 

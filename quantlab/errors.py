@@ -34,9 +34,7 @@ class QuantlabError(Exception):
 
     exit_code = ExitCode.BAD_INPUT
 
-    def __init__(
-        self, what: str, *, got: object = None, expected: object = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object = None, expected: object = None, hint: str | None = None) -> None:
         self.what = what
         self.got = got
         self.expected = expected
@@ -78,7 +76,7 @@ class CalibrationError(QuantlabError):
     """Ranges could not be computed from what the model produced."""
 
 
-class BackendUnavailable(QuantlabError):
+class BackendUnavailable(QuantlabError):  # noqa: N818 - a noun of docs/design.md
     """A backend or an optional package is not installed or does not work here."""
 
     exit_code = ExitCode.UNAVAILABLE
@@ -88,7 +86,7 @@ class EngineBuildError(QuantlabError):
     """A variant could not be built."""
 
 
-class EngineMismatch(QuantlabError):
+class EngineMismatch(QuantlabError):  # noqa: N818 - a noun of docs/design.md
     """An artifact does not belong to the other inputs (hashes differ)."""
 
 

@@ -47,7 +47,7 @@ def calibration_frame(table: CalibrationTable) -> pd.DataFrame:
         for method, chosen in by_method.items()
     ]
     frame = pd.DataFrame(rows)
-    return frame.astype({name: "string" for name in ("tensor", "scheme", "method", "fallback")})
+    return frame.astype(dict.fromkeys(("tensor", "scheme", "method", "fallback"), "string"))
 
 
 def render_terminal(table: CalibrationTable, style: Style) -> str:
@@ -56,8 +56,10 @@ def render_terminal(table: CalibrationTable, style: Style) -> str:
     worst = entries[:_SHOWN]
     provenance = table.provenance
     lines = [
-        f"calibration of {plain(provenance.model)} ({digest(provenance.model_sha256)}) on {table.n_samples:,} samples "
-        f"({digest(provenance.data_sha256)}): {len(table.tensors)} tensors, method {table.method}",
+        (
+            f"calibration of {plain(provenance.model)} ({digest(provenance.model_sha256)}) on {table.n_samples:,} samples "
+            f"({digest(provenance.data_sha256)}): {len(table.tensors)} tensors, method {table.method}"
+        ),
         f"the {len(worst)} of least expected SQNR under symmetric INT8: amax (values clipped, SQNR)",
         "",
     ]

@@ -46,4 +46,8 @@ def _csv(frame: pd.DataFrame) -> str:
     return str(guarded.to_csv(index=False, lineterminator="\n"))
 
 
-FORMAT = Format("csv", ".csv", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: render_table}))
+FORMAT = Format(
+    "csv",
+    ".csv",
+    MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: render_table}),
+)

@@ -46,6 +46,17 @@ def grids(first: GridColumn, columns: Sequence[GridColumn], width: int) -> list[
     """
     limit = max(16, width * 2 // 5)
     first = GridColumn(first.heading, tuple(shorten(cell, limit) for cell in first.cells), left=True)
+    blocks = _stack(first, columns, width)
+    for narrower in range(width - 1, first.width, -1):  # even out: not one lone column at the end
+        fewer = _stack(first, columns, narrower)
+        if len(fewer) > len(blocks):
+            break
+        blocks = fewer
+    return [[_GAP.join(line).rstrip() for line in zip(*(c.lines() for c in block), strict=True)] for block in blocks]
+
+
+def _stack(first: GridColumn, columns: Sequence[GridColumn], width: int) -> list[list[GridColumn]]:
+    """Fill one block after the other from the left."""
     blocks: list[list[GridColumn]] = []
     used = width
     for column in columns:
@@ -55,7 +66,7 @@ def grids(first: GridColumn, columns: Sequence[GridColumn], width: int) -> list[
             used = first.width
         blocks[-1].append(column)
         used += step
-    return [[_GAP.join(line).rstrip() for line in zip(*(c.lines() for c in block), strict=True)] for block in blocks]
+    return blocks
 
 
 def _pad(text: str, width: int, left: bool) -> str:

@@ -21,4 +21,10 @@ def render_verdict(verdict: Verdict, style: Style) -> str:
     return verdict.to_json()
 
 
-FORMAT = Format("json", ".json", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_json}))
+FORMAT = Format(
+    "json",
+    ".json",
+    MappingProxyType(
+        {Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_json}
+    ),
+)

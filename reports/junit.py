@@ -75,8 +75,7 @@ def _describe(case: ET.Element, check: CheckResult, kind: str) -> None:
     if not kind:
         ET.SubElement(case, "system-out").text = text
         return
-    first = check.reason if check.waiver is None else f"waived: {check.waiver}"
-    message = _valid(f"{check.outcome}: {first}")
+    message = _valid(f"{check.outcome}: {check.reason if check.waiver is None else check.waiver}")
     if kind == "skipped":
         ET.SubElement(case, kind, {"message": message})
         ET.SubElement(case, "system-out").text = text

@@ -21,14 +21,17 @@ def render_verdict(verdict: Verdict, style: Style) -> str:
     """As many checks as fit, worst first; what was left out is counted."""
     lines = verdict_head(verdict)
     deciding = [check for check in verdict.checks if check.decides]
-    if deciding:
-        lines += [f"{len(deciding)} of {len(verdict.checks)} checks decided.", ""]
-    else:
-        lines += [f"{len(verdict.checks)} checks, none against.", ""]
+    passed_guards = sum(check.is_passed_guard for check in verdict.checks)
+    judged = (
+        f"{len(verdict.checks) - passed_guards} checks, {len(deciding)} of them against; {passed_guards} guards passed."
+    )
+    lines += [judged, ""]
     lines += table(VERDICT_HEADINGS, [], len(VERDICT_HEADINGS))
     room = MAX_BYTES - _RESERVE - sum(len(line.encode("utf-8")) + 1 for line in lines)
     left_out = 0
     for check in verdict.worst_first():
+        if check.is_passed_guard:
+            continue
         cells = [shorten(cell, _MAX_CELL) for cell in verdict_row(check)]
         row = "| " + " | ".join(cells) + " |"
         room -= len(row.encode("utf-8")) + 1

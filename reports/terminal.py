@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -31,6 +32,7 @@ _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     }
 )
 _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
+_UNIT = re.compile(r"(?<=\d) (%|pp|dB)(?!\w)")
 _BEST, _UNDECIDED, _PLAIN = "*", "~", " "
 
 
@@ -57,8 +59,12 @@ def render_verdict(verdict: Verdict, style: Style) -> str:
         f"({digest(verdict.model_sha256)}), {verdict.n_samples:,} samples, one-sided alpha {verdict.alpha:g}"
     )
     lines = [_paint(f"Gate: {verdict.outcome}", style, "bold", _COLOURS[verdict.outcome]), *_wrap(head, width), ""]
-    for check in verdict.worst_first():
-        lines += _check(check, width, style)
+    ordered = verdict.worst_first()
+    for check in ordered:
+        if not check.is_passed_guard:
+            lines += _check(check, width, style)
+    n_guards = sum(check.is_passed_guard for check in ordered)
+    lines += ["", f"{n_guards} guards passed."] if n_guards else []
     return "\n".join(lines) + "\n"
 
 
@@ -120,8 +126,6 @@ def _check(check: CheckResult, width: int, style: Style) -> Iterator[str]:
     level = "" if check.level == "error" else f" [{check.level}]"
     title = plain(check.id + level + (f"  {check.candidate}" if check.candidate is not None else ""))
     yield f"{_paint(f'{check.outcome:<{_OUTCOME_WIDTH}}', style, 'bold', _COLOURS[check.outcome])}  {title}"
-    if check.outcome is Outcome.PASS and check.claim is None:
-        return  # a guard that passed: its name says it all
     indent = " " * (_OUTCOME_WIDTH + 2)
     yield from _wrap(check.reason, width, indent, indent)
     if check.waiver is not None:
@@ -131,9 +135,11 @@ def _check(check: CheckResult, width: int, style: Style) -> Iterator[str]:
 
 
 def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
-    return textwrap.wrap(
-        plain(text), width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    together = _UNIT.sub("\u00a0\\1", plain(text))  # a number and its unit stay on one line
+    lines = textwrap.wrap(
+        together, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _paint(text: str, style: Style, *names: str) -> str:
@@ -142,4 +148,10 @@ def _paint(text: str, style: Style, *names: str) -> str:
     return f"\x1b[{';'.join(_ANSI[name] for name in names)}m{text}\x1b[0m"
 
 
-FORMAT = Format("terminal", ".txt", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_terminal}))
+FORMAT = Format(
+    "terminal",
+    ".txt",
+    MappingProxyType(
+        {Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_terminal}
+    ),
+)

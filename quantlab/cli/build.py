@@ -33,7 +33,7 @@ def command(
     out: Path,
     console: Console,
 ) -> None:
-    """Build engine variants, each with a sidecar that says what was requested and what was proved.
+    r"""Build engine variants, each with a sidecar that says what was requested and what was proved.
 
     \b
     Example:

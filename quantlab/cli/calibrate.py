@@ -18,7 +18,9 @@ from quantlab.cli.console import Console
 @options.shapes
 @options.limit
 @click.option("--method", default="mse", show_default=True, metavar="NAME", help="minmax, percentile, entropy or mse.")
-@click.option("--percentile", type=float, default=99.99, show_default=True, help="Share that the percentile method keeps.")
+@click.option(
+    "--percentile", type=float, default=99.99, show_default=True, help="Share that the percentile method keeps."
+)
 @options.target
 @click.option(
     "--batch-size", type=click.IntRange(1, 65536), default=1, show_default=True,
@@ -46,7 +48,7 @@ def command(
     force: bool,
     console: Console,
 ) -> None:
-    """Run images through an FP32 model once, and compute the ranges of every method.
+    r"""Run images through an FP32 model once, and compute the ranges of every method.
 
     Writes calibration.json (all methods' ranges with provenance), <model>.qdq.onnx (Q/DQ model for TensorRT 11,
     TensorRT-RTX and ONNX Runtime), <model>.calib (TensorRT <= 10 calibration cache) and histograms.npz.

@@ -18,9 +18,15 @@ from quantlab.cli.console import Console
 @click.option("--reference", metavar="NAME", help="Variant to compare with. Default: the fp32 one.")
 @options.limit
 @options.batch_size
-@click.option("--latency-batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Samples a timed call.")
 @click.option(
-    "--latency-seconds", type=click.FloatRange(0, 86400), default=10.0, show_default=True, help="Timing budget; 0 for none."
+    "--latency-batch", type=click.IntRange(1, 65536), default=1, show_default=True, help="Samples a timed call."
+)
+@click.option(
+    "--latency-seconds",
+    type=click.FloatRange(0, 86400),
+    default=10.0,
+    show_default=True,
+    help="Timing budget; 0 for none.",
 )
 @options.threads
 @options.seed
@@ -41,7 +47,7 @@ def command(
     out: Path,
     console: Console,
 ) -> None:
-    """Compare ENGINES (files, or a folder that quantlab build wrote; default: engines/) with the FP32 one.
+    r"""Compare ENGINES (files, or a folder that quantlab build wrote; default: engines/) with the FP32 one.
 
     \b
     Example:

@@ -12,7 +12,9 @@ from quantlab.cli.console import Console
 
 @click.command(short_help="A working folder with bundled models and data.")
 @click.argument("folder", type=options.PATH, default="quantlab-demo")
-@click.option("--run", "run_it", is_flag=True, help="Run the chain in it right away; continues an existing demo folder.")
+@click.option(
+    "--run", "run_it", is_flag=True, help="Run the chain in it right away; continues an existing demo folder."
+)
 @click.option("--force", is_flag=True, help="Overwrite files in FOLDER.")
 @options.common
 def command(folder: Path, run_it: bool, force: bool, console: Console) -> int:

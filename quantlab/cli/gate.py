@@ -24,7 +24,7 @@ class _DefaultGroup(click.Group):
 
 @click.group(cls=_DefaultGroup, short_help="Comparison and policy to a verdict.")
 def command() -> None:
-    """Judge a comparison by a policy; the exit code is the verdict.
+    r"""Judge a comparison by a policy; the exit code is the verdict.
 
     \b
     Examples:
@@ -43,14 +43,14 @@ def check(comparison: Path, policy: str, out: Path, console: Console) -> int:
 
     Writes gate.json, junit.xml and summary.md. Exit code 0 pass, 1 fail, 3 inconclusive, 5 error.
     """
-    import datetime
+    import datetime as dt
 
     from quantlab.harness.comparison import Comparison
     from quantlab.reports import render
     from quantlab.workflow.gate import comparison_path, find_policy, judge, write_verdict
 
     rules = find_policy(policy, Path())
-    verdict = judge(Comparison.load(comparison_path(comparison)), rules, datetime.date.today())
+    verdict = judge(Comparison.load(comparison_path(comparison)), rules, dt.date.today())
     paths = write_verdict(out, verdict)
     text = render(verdict, "terminal", console.style)
     console.result(text + "\n" + "\n".join(f"wrote {path}" for path in paths), verdict.to_json())
@@ -59,7 +59,9 @@ def check(comparison: Path, policy: str, out: Path, console: Console) -> int:
 
 @command.command(short_help="Images needed for a margin.")
 @click.option("--margin", required=True, metavar="PP", help="Largest loss that is acceptable, for example 0.5pp.")
-@click.option("--discordance", default="2%", show_default=True, metavar="PCT", help="Expected share of changed answers.")
+@click.option(
+    "--discordance", default="2%", show_default=True, metavar="PCT", help="Expected share of changed answers."
+)
 @click.option("--true-loss", default="0pp", show_default=True, metavar="PP", help="Loss assumed to be real.")
 @click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True, max_open=True), default=0.05, show_default=True)
 @options.common

@@ -29,7 +29,9 @@ data = click.option(
 labels = click.option("--labels", type=PATH, help="CSV with the columns file,label, or one label a line.")
 preprocess = click.option("--preprocess", metavar="NAME|FILE", help="Preset, or a TOML file. Default: the model's own.")
 limit = click.option("--limit", type=int, metavar="N", help="Use a seeded, class-balanced subset of N samples.")
-seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of every random choice.")
+seed = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of every random choice."
+)
 threads = click.option("--threads", type=int, default=0, metavar="N", help="Threads. Default: all processors.")
 batch_size = click.option(
     "--batch-size", type=click.IntRange(1, 65536), default=32, show_default=True, help="Samples a call."
@@ -37,9 +39,15 @@ batch_size = click.option(
 target = click.option(
     "--target", default="tensorrt", show_default=True, metavar="NAME", help="Q/DQ rules: tensorrt or onnxruntime."
 )
-backend = click.option("--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend to build for.")
+backend = click.option(
+    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend to build for."
+)
 policy = click.option(
-    "--policy", default="quantlab:default", show_default=True, metavar="FILE|NAME", help="Policy file or built-in policy."
+    "--policy",
+    default="quantlab:default",
+    show_default=True,
+    metavar="FILE|NAME",
+    help="Policy file or built-in policy.",
 )
 
 
@@ -56,10 +64,9 @@ def common(function: F) -> F:
     @click.option("-v", "--verbose", is_flag=True, help="More narration.")
     @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
     @click.pass_obj
-    @functools.wraps(function)
     def wrapped(state: State, *, as_json: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> Any:
         state.debug, state.json = debug, as_json
         loudness = Loudness.QUIET if quiet else (Loudness.VERBOSE if verbose else Loudness.NORMAL)
         return function(console=Console(loudness, as_json), **arguments)
 
-    return wrapped  # type: ignore[return-value]
+    return functools.update_wrapper(wrapped, function)  # type: ignore[return-value]

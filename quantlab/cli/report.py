@@ -12,7 +12,9 @@ from quantlab.cli.console import Console
 
 @click.command(short_help="Render a saved result in another format.")
 @click.argument("result", type=options.PATH)
-@click.option("--format", "name", default="terminal", show_default=True, metavar="NAME", help="terminal, md, csv, json, junit.")
+@click.option(
+    "--format", "name", default="terminal", show_default=True, metavar="NAME", help="terminal, md, csv, json, junit."
+)
 @click.option("-o", "--out", type=options.PATH, help="Write to this file. Default: stdout.")
 @options.common
 def command(result: Path, name: str, out: Path | None, console: Console) -> None:

@@ -26,14 +26,14 @@ def command(recipe: Path, out: Path | None, force: bool, console: Console) -> in
 
 def run_and_show(recipe: Path, out: Path | None, force: bool, console: Console) -> int:
     """Run a recipe and print table and verdict; the exit code."""
-    import datetime
+    import datetime as dt
 
     from quantlab.documents import dump_json
     from quantlab.records import to_plain
     from quantlab.reports import render
     from quantlab.workflow.run import run_recipe
 
-    result = run_recipe(recipe, out, console, force=force, today=datetime.date.today())
+    result = run_recipe(recipe, out, console, force=force, today=dt.date.today())
     text = render(result.comparison, "terminal", console.style)
     text += "\n" + render(result.verdict, "terminal", console.style)
     text += "\n" + "\n".join(f"wrote {path}" for path in result.files)

@@ -95,7 +95,8 @@ def _judge_accuracy(case: Case) -> CheckResult:
     if case.check.metric is Metric.AGREEMENT:
         if counts.n < 1:
             return case.missing("no sample was compared", "compare on data that can be read")
-        return judge_share(case, "agreement with the reference", counts.agreement, counts.n, _limit(case))
+        subject = f"agreement of {case.candidate.name} with {case.reference.name}"
+        return judge_share(case, subject, counts.agreement, counts.n, _limit(case))
     if counts.n_labelled < 1:
         return case.missing("no sample has a label", "give labels with --labels, or check agreement, which needs none")
     if case.check.margin is not None:
@@ -103,8 +104,8 @@ def _judge_accuracy(case: Case) -> CheckResult:
     correct = counts.top1 if case.check.metric is Metric.TOP1 else counts.top5
     if correct is None:
         return case.missing("the comparison has no top-5 counts", "the model has fewer than six classes: check top1")
-    what = f"{case.check.metric.value.replace('top', 'top-')} accuracy"
-    return judge_share(case, what, correct, counts.n_labelled, _limit(case))
+    subject = f"{case.check.metric.value.replace('top', 'top-')} accuracy of {case.candidate.name}"
+    return judge_share(case, subject, correct, counts.n_labelled, _limit(case))
 
 
 def _limit(case: Case) -> float:

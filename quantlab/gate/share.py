@@ -9,23 +9,26 @@ from quantlab.gate.proportion import proportion_lower_bound, proportion_upper_bo
 from quantlab.gate.verdict import CheckResult, Outcome
 from quantlab.harness.comparison import Interval
 
+_MEND = "keep sensitive layers in FP16 with quantlab search, or calibrate with another method"
 
-def judge_share(case: Case, what: str, k: int, n: int, limit_pct: float) -> CheckResult:
+
+def judge_share(case: Case, subject: str, k: int, n: int, limit_pct: float) -> CheckResult:
     """Judge ``k`` of ``n`` samples against a limit in percent.
 
     Args:
         case: Check and candidate.
-        what: The share in words, such as ``top-1 accuracy``.
+        subject: The share in words, such as ``top-1 accuracy of onnxruntime-int8-minmax``.
         k: Samples that count.
         n: Samples in all, at least 1.
         limit_pct: The check's limit.
     """
     share_pct = 100.0 * k / n
-    start = f"{what} of {case.candidate.name} is {share_pct:.2f} % ({k:,} of {n:,}); "
+    start = f"{subject} is {share_pct:.2f} % ({k:,} of {n:,}); "
     if case.claim is Claim.ON_THIS_SET:
         outcome = Outcome.PASS if share_pct >= limit_pct - 1e-9 else Outcome.FAIL
         found = f"on this set {'' if outcome is Outcome.PASS else 'not '}at least the limit of {limit_pct:.2f} %"
-        return case.result(outcome, start + found, estimate=share_pct, limit=limit_pct, n=n)
+        step = "" if outcome is Outcome.PASS else _MEND
+        return case.result(outcome, start + found, estimate=share_pct, limit=limit_pct, n=n, next_step=step)
     low_pct = 100.0 * proportion_lower_bound(k, n, case.alpha)
     high_pct = 100.0 * proportion_upper_bound(k, n, case.alpha)
     interval = Interval(low_pct, high_pct, 1.0 - 2.0 * case.alpha)
@@ -35,7 +38,7 @@ def judge_share(case: Case, what: str, k: int, n: int, limit_pct: float) -> Chec
         outcome = Outcome.PASS
         found = f"with {confidence} confidence it is at least {downward(low_pct)} %, the limit is {limit_pct:.2f} %"
     elif high_pct < limit_pct:
-        outcome, bound_pct = Outcome.FAIL, high_pct
+        outcome, bound_pct, next_step = Outcome.FAIL, high_pct, _MEND
         found = f"with {confidence} confidence it is at most {upward(high_pct)} %, the limit is {limit_pct:.2f} %"
     else:
         outcome = Outcome.INCONCLUSIVE

@@ -88,6 +88,11 @@ class CheckResult:
         """Whether the verdict depends on it."""
         return self.level is Level.ERROR and self.outcome in _DECIDING
 
+    @property
+    def is_passed_guard(self) -> bool:
+        """Whether it is a guard that passed, of which there is nothing more to say (allowed degradations are not)."""
+        return self.outcome is Outcome.PASS and self.id.startswith("guard.")
+
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
     """ERROR before FAIL before INCONCLUSIVE; PASS if there is none of them."""

@@ -158,7 +158,7 @@ class _Writer:
             self._quantize_joint()
         outputs = self._output_tensors(quantized) if self.target.quantize_outputs else frozenset()
         self._rewrite(outputs)
-        degradations = ()
+        degradations: tuple[Degradation, ...] = ()
         if self.unranged:
             message = "layers stayed in floating point: their input had no range"
             degradations = (Degradation.of(DegradationCode.NOT_QUANTIZED, message, self.unranged),)

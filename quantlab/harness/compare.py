@@ -64,14 +64,14 @@ def compare(
     if first is None:
         raise DataError(f"data set {dataset.name} has no samples to compare on")
     timings = _time(ordered, first, settings, narrator)
-    results = tuple(
-        _result(engine, meter, n, timings) for engine, meter in zip(ordered, meters, strict=True)
-    )
+    results = tuple(_result(engine, meter, n, timings) for engine, meter in zip(ordered, meters, strict=True))
     degradations = [*dataset.degradations, *_overlap(ordered, dataset)]
     for engine in ordered:
         degradations += engine.sidecar.degradations
     if fixed and n % fixed:
-        message = f"the last batch of {fixed} was filled with {fixed - n % fixed} repeated samples, which are not counted"
+        message = (
+            f"the last batch of {fixed} was filled with {fixed - n % fixed} repeated samples, which are not counted"
+        )
         degradations.append(Degradation(DegradationCode.PADDED_BATCH, message, fixed - n % fixed))
     sidecar = ordered[0].sidecar
     return Comparison(
@@ -107,7 +107,9 @@ def _reference_first(engines: Sequence[Engine], reference: str) -> list[Engine]:
                     hint="build all variants from one model into one folder",
                 )
         if engine.outputs != chosen.outputs:
-            raise EngineMismatch(f"engine {engine.sidecar.name} has other outputs", got=engine.outputs, expected=chosen.outputs)
+            raise EngineMismatch(
+                f"engine {engine.sidecar.name} has other outputs", got=engine.outputs, expected=chosen.outputs
+            )
     return [chosen, *(engine for engine in engines if engine is not chosen)]
 
 

@@ -34,7 +34,9 @@ def builder_for(backend: str) -> EngineBuilder:
             f"the backend {backend!r} is not in this version of quantlab", expected=NAME, hint=f"use --backend {NAME}"
         )
     near = near_match(backend, (NAME, *PLANNED_BACKENDS))
-    raise ConfigError(f"there is no backend {backend!r}", expected=NAME, hint=f"did you mean {near!r}?" if near else None)
+    raise ConfigError(
+        f"there is no backend {backend!r}", expected=NAME, hint=f"did you mean {near!r}?" if near else None
+    )
 
 
 def target_for(name: str) -> TargetProfile:
@@ -63,7 +65,9 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
         if name not in known:
             near = near_match(name, known)
             raise ConfigError(
-                f"there is no precision {name!r}", expected=", ".join(known), hint=f"did you mean {near!r}?" if near else None
+                f"there is no precision {name!r}",
+                expected=", ".join(known),
+                hint=f"did you mean {near!r}?" if near else None,
             )
     if not names:
         raise ConfigError("no precision was named", expected="for example fp32,fp16,int8")
@@ -124,4 +128,6 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
 def describe_sidecar(sidecar: Sidecar) -> str:
     """One line for people."""
     proved = sidecar.proved or "nothing"
-    return f"built  {sidecar.name}: {sidecar.execution}, proved {proved} ({sidecar.proof}), {sidecar.size_bytes:,} bytes"
+    return (
+        f"built  {sidecar.name}: {sidecar.execution}, proved {proved} ({sidecar.proof}), {sidecar.size_bytes:,} bytes"
+    )

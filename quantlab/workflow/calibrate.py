@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,12 +66,19 @@ class CalibrationFiles:
     def of(cls, folder: Path, model: str) -> CalibrationFiles:
         """Names of the files for a model of that stem."""
         return cls(
-            folder / "calibration.json", folder / "histograms.npz", folder / f"{model}.calib", folder / f"{model}.qdq.onnx"
+            folder / "calibration.json",
+            folder / "histograms.npz",
+            folder / f"{model}.calib",
+            folder / f"{model}.qdq.onnx",
         )
 
 
 def calibrate(
-    prepared: Prepared, dataset: Dataset, preprocess: ResolvedPreprocess, settings: CalibrateSettings, narrator: Narrator
+    prepared: Prepared,
+    dataset: Dataset,
+    preprocess: ResolvedPreprocess,
+    settings: CalibrateSettings,
+    narrator: Narrator,
 ) -> tuple[CalibrationTable, dict[str, Histogram]]:
     """Run the data through the model once and compute every method's ranges.
 
@@ -82,7 +90,8 @@ def calibrate(
     method = check_method(settings.method)
     methods = range_methods(settings.percentile)
     histograms = observe(prepared, dataset, observed_tensors(prepared), settings.threads, narrator)
-    tensors = tuple(measure_tensor(name, histograms[name], methods) for name in sorted(histograms))
+    with ThreadPoolExecutor(settings.threads) as pool:
+        tensors = tuple(pool.map(lambda name: measure_tensor(name, histograms[name], methods), sorted(histograms)))
     manifest = dataset.manifest
     source = prepared.model
     provenance = Provenance(
@@ -101,7 +110,9 @@ def calibrate(
     n = len(manifest.entries)
     if prepared.fixed_batch and n % prepared.fixed_batch:
         short = prepared.fixed_batch - n % prepared.fixed_batch
-        message = f"the last batch of {prepared.fixed_batch} was filled with {short} repeated samples, which are not counted"
+        message = (
+            f"the last batch of {prepared.fixed_batch} was filled with {short} repeated samples, which are not counted"
+        )
         degradations.append(Degradation(DegradationCode.PADDED_BATCH, message, short))
     table = CalibrationTable(method, n, tensors, provenance, merge_degradations(degradations))
     return table, histograms

@@ -90,7 +90,9 @@ def check_preprocess(sidecars: Sequence[Sidecar], resolved: ResolvedPreprocess) 
             raise EngineMismatch(
                 f"{sidecar.name} was calibrated with another preprocessing than this comparison uses",
                 got=f"sha256 {mine[:16]}... here" if mine else "ready tensors here",
-                expected=f"sha256 {sidecar.preprocess_sha256[:16]}..." if sidecar.preprocess_sha256 else "ready tensors",
+                expected=f"sha256 {sidecar.preprocess_sha256[:16]}..."
+                if sidecar.preprocess_sha256
+                else "ready tensors",
                 hint="use the same --preprocess for calibrate and compare",
             )
 

@@ -24,7 +24,7 @@ method = "{method}"
 
 [build]
 precisions = ["fp32", "tf32", "fp16", "int8"]
-target = "tensorrt"            # symmetric INT8 by TensorRT's rules, run here by ONNX Runtime on the CPU
+target = "{target}"{comment}
 
 [compare]
 data = "evaluation"            # 2,000 test images, none of them among the training images
@@ -38,7 +38,7 @@ out = "{out}"
 """
 
 _POLICY = """\
-# A release policy. Every check is judged with its statistical bound: PASS, FAIL, or INCONCLUSIVE with the images needed.
+# A release policy. Each check is judged by its confidence bound: PASS, FAIL, or INCONCLUSIVE with the images needed.
 schema = 1
 
 [gate]
@@ -54,10 +54,10 @@ margin = { absolute_pp = 0.5 }
 min_samples = 500
 
 [[check]]
-id = "answers.agreement"       # and gives FP32's answer on at least 99 of 100 images
+id = "answers.agreement"       # and gives FP32's answer on at least 985 of 1,000 images
 metric = "agreement"
 candidate = "int8"
-limit = 99.0
+limit = 98.5
 
 [[check]]
 id = "numerics.fp16"           # FP16 is close to FP32 number by number
@@ -103,6 +103,10 @@ def make_demo(folder: Path, *, force: bool) -> tuple[Path, ...]:
             model=model,
             method="minmax" if naive else "mse",
             out="results-mobilenet" if naive else "results",
+            target="tensorrt" if naive else "onnxruntime",
+            comment="            # symmetric INT8 by TensorRT's rules; ONNX Runtime emulates it"
+            if naive
+            else "         # uint8 activations: what ONNX Runtime's CPU kernels are fast at",
         )
         write_text(folder / recipe, text)
         made += [path, folder / recipe]

@@ -15,7 +15,14 @@ from quantlab.harness.environment import available_cpus, processor_name
 
 _TIMEOUT_S = 120
 
-CORE = {"numpy": "numpy", "onnx": "onnx", "onnxruntime": "onnxruntime", "pandas": "pandas", "pillow": "PIL", "scipy": "scipy"}
+CORE = {
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "pandas": "pandas",
+    "pillow": "PIL",
+    "scipy": "scipy",
+}
 OPTIONAL = {
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx-cu13": ("tensorrt_rtx", "tensorrt-rtx"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from pathlib import Path
 
 from quantlab.errors import ConfigError
@@ -21,7 +21,7 @@ def find_policy(name: str, folder: Path) -> Policy:
     return load_policy(name if name in PRESETS or name.startswith("quantlab:") else folder / name)
 
 
-def judge(comparison: Comparison, policy: Policy, today: datetime.date) -> Verdict:
+def judge(comparison: Comparison, policy: Policy, today: dt.date) -> Verdict:
     """The verdict of ``policy`` on ``comparison``; waivers that end before ``today`` are void."""
     return evaluate(comparison, policy, today)
 

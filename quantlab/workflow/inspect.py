@@ -85,7 +85,8 @@ def _inspect_engine(path: Path) -> Inspection:
 def _sidecar_lines(sidecar: Sidecar) -> list[str]:
     built = ", ".join(f"{name} {version}" for name, version in sidecar.environment.items())
     lines = [
-        f"  requested     {sidecar.requested}, proved {sidecar.proved or 'nothing'}, {sidecar.execution} on {sidecar.backend}",
+        f"  requested     {sidecar.requested}, proved {sidecar.proved or 'nothing'}",
+        f"  execution     {sidecar.execution} on {sidecar.backend}",
         f"  proof         {sidecar.proof}",
         f"  made from     {sidecar.model}, sha256 {sidecar.model_sha256[:16]}...",
         f"  built with    {built}",
@@ -137,4 +138,3 @@ def _inspect_model(path: Path) -> Inspection:
 
 def _shape(shape: tuple[int | str | None, ...] | None) -> str:
     return "[?]" if shape is None else "[" + ",".join("?" if dim is None else str(dim) for dim in shape) + "]"
-

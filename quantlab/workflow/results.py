@@ -44,5 +44,7 @@ def load_result(path: Path) -> Result:
     """
     schema = schema_of(path)
     if schema not in LOADERS:
-        raise DataError(f"result {path} has an unknown schema", got=repr(schema), expected="one of " + ", ".join(LOADERS))
+        raise DataError(
+            f"result {path} has an unknown schema", got=repr(schema), expected="one of " + ", ".join(LOADERS)
+        )
     return LOADERS[schema](path)

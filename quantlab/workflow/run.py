@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,7 +45,7 @@ class RunResult:
     files: tuple[Path, ...]
 
 
-def run_recipe(path: Path, out: Path | None, narrator: Narrator, *, force: bool, today: datetime.date) -> RunResult:
+def run_recipe(path: Path, out: Path | None, narrator: Narrator, *, force: bool, today: dt.date) -> RunResult:
     """Carry out a recipe; finished steps whose inputs are unchanged are taken from the output folder.
 
     Args:
@@ -87,7 +87,7 @@ class _Chain:
         builder_for(recipe.build.backend)
         self.steps = Steps(out, narrator, force=force)
 
-    def run(self, today: datetime.date) -> RunResult:
+    def run(self, today: dt.date) -> RunResult:
         # The policy is read first, so that a mistake in it does not cost a run.
         policy = find_policy(self.recipe.gate.policy, self.folder)
         prepared = open_model(self.folder / self.recipe.model.file, self.recipe.model.shapes, self.narrator)

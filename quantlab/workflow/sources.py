@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.datasets import Dataset, InputSpec, ResolvedPreprocess, open_dataset, resolve_preprocess
+from quantlab.datasets.dataset import SourceDataset
+from quantlab.datasets.resolution import as_ready
 from quantlab.errors import ConfigError, ModelError
 from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
 from quantlab.graph.prepare import Prepared, prepare
@@ -138,9 +140,7 @@ def open_data(model: Model, request: DataRequest, narrator: Narrator) -> tuple[D
         ConfigError: If the preprocessing is wrong.
     """
     specs = input_specs(model)
-    resolved = resolve_preprocess(
-        request.preprocess, request.recipe_preprocess, model.metadata, specs
-    )
+    resolved = resolve_preprocess(request.preprocess, request.recipe_preprocess, model.metadata, specs)
     dataset = open_dataset(
         request.source,
         specs,
@@ -151,10 +151,11 @@ def open_data(model: Model, request: DataRequest, narrator: Narrator) -> tuple[D
         threads=request.threads,
         num_classes=class_count(model),
     )
+    applied = dataset.preprocess if isinstance(dataset, SourceDataset) else as_ready(resolved)
     statistics = dataset.statistics()
     classes = f", {len(dataset.class_names)} classes" if dataset.class_names else ""
     narrator.say(f"data   {request.source}: {len(dataset):,} samples{classes}")
-    narrator.say(f"       preprocessing: {resolved.describe()}")
+    narrator.say(f"       preprocessing: {applied.describe()}")
     for row in statistics:
         values = "; ".join(
             f"{label} {_numbers(numbers)}"
@@ -163,7 +164,7 @@ def open_data(model: Model, request: DataRequest, narrator: Narrator) -> tuple[D
         narrator.say(f"       {row.name} {_shape(row.shape)} {row.dtype}, first {row.n}, per channel: {values}")
     for degradation in dataset.degradations:
         narrator.warn(degradation)
-    return dataset, resolved
+    return dataset, applied
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -1,0 +1,104 @@
+"""One comparison with everything a report has to show, and the verdict of a policy on it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+
+from quantlab.degradation import Degradation, DegradationCode
+from quantlab.gate.evaluate import evaluate
+from quantlab.gate.loading import parse_policy
+from quantlab.gate.verdict import Verdict
+from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
+from quantlab.precision import Execution, Precision
+
+POLICY = """
+schema = 1
+[gate]
+allow = ["lossy-decode"]
+[[check]]
+id = "accuracy.top1"
+metric = "top1"
+margin = { absolute_pp = 1.0 }
+[[check]]
+id = "accuracy.agreement"
+metric = "agreement"
+limit = 97.5
+level = "warn"
+[[check]]
+id = "latency.ratio"
+metric = "latency_ratio"
+limit = 0.8
+level = "info"
+[[check]]
+id = "precision.proved"
+metric = "precision_proved"
+[[waiver]]
+check = "precision.proved"
+candidate = "fp16"
+reason = "GH-118: emulated on this machine"
+expires = 2026-12-31
+"""
+
+
+def _latency(ratio: float, low: float, high: float, *, p99: bool = True) -> Latency:
+    return Latency(
+        "host: feed to fetch", 1, 640, 8.4131 * ratio, 8.9 * ratio, 9.75 * ratio if p99 else None,
+        1000 / (8.4131 * ratio), ratio, Interval(low, high, 0.95),
+    )  # fmt: skip
+
+
+def _variant(
+    name: str,
+    precision: Precision,
+    proved: Precision | None,
+    drift: OutputDrift,
+    classification: Classification | None,
+    latency: Latency | None,
+    size_bytes: int,
+    execution: Execution = Execution.NATIVE,
+) -> VariantResult:
+    return VariantResult(
+        name, name.split("-")[0], precision, proved, "read from the graph" if proved else "", execution, size_bytes,
+        f"{size_bytes:064x}", "7" * 64 if precision is Precision.INT8 else None, (drift,), classification, latency,
+    )  # fmt: skip
+
+
+def comparison() -> Comparison:
+    """Four variants on 2,000 labelled images."""
+    variants = (
+        _variant(
+            "onnxruntime-fp32", Precision.FP32, Precision.FP32,
+            OutputDrift("logits", math.inf, 1.0, 0.0, 0.0, 0, False),
+            Classification(2000, 2000, 2000, 1830, 1990, 1830, 0, 0), _latency(1.0, 0.995, 1.004), 18_612_480,
+        ),
+        _variant(
+            "onnxruntime-fp16", Precision.FP16, None,
+            OutputDrift("logits", 58.31, 0.9999994, 0.0123, 1.2e-06, 0, False),
+            Classification(2000, 1999, 2000, 1830, 1990, 1830, 1, 1), _latency(1.31, 1.29, 1.33), 9_306_240,
+            Execution.EMULATED,
+        ),
+        _variant(
+            "onnxruntime-int8-minmax", Precision.INT8, Precision.INT8,
+            OutputDrift("logits", 15.62, 0.98641, 4.31, 0.0871, 0, False),
+            Classification(2000, 1931, 2000, 1803, 1985, 1830, 41, 14), _latency(0.62, 0.605, 0.634), 4_712_390,
+        ),
+        _variant(
+            "onnxruntime-int8-entropy+3excl", Precision.INT8, Precision.INT8,
+            OutputDrift("logits", 22.47, 0.99721, 2.08, 0.0131, 0, False),
+            Classification(2000, 1972, 2000, 1827, 1989, 1830, 9, 6), _latency(0.99, 0.97, 1.012, p99=False), 5_871_104,
+        ),
+    )  # fmt: skip
+    return Comparison(
+        "onnxruntime-fp32", variants, "fashion-mobilenet.onnx", "b" * 64, {"source": "images"}, "c" * 64, 2000, 7,
+        Interval(0.991, 1.012, 0.95), {"threads": 2},
+        (
+            Degradation(DegradationCode.LOSSY_DECODE, "alpha was dropped", 2, ("cat|1.png", "dog`2.png")),
+            Degradation(DegradationCode.UNREADABLE_SAMPLES, "samples were left out", 1, ("broken.jpg",)),
+        ),
+    )  # fmt: skip
+
+
+def verdict() -> Verdict:
+    """FAIL for a degradation, with every other outcome among its checks."""
+    return evaluate(comparison(), parse_policy(POLICY, "gate.toml"), dt.date(2026, 6, 1))
