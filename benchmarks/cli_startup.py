@@ -28,7 +28,7 @@ def main() -> None:
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in commands.items():
+        for command in commands.values():
             _time_ms(command, folder)
         for _ in range(RUNS):
             for name, command in commands.items():

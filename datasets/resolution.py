@@ -19,6 +19,7 @@ METADATA_KEY = "quantlab.preprocess"
 """Key of an ONNX model's ``metadata_props`` that holds `Preprocess.to_json`."""
 
 READY_TENSORS = "ready tensors"
+ASSUMED = "assumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def _assumed(inputs: Sequence[InputSpec]) -> ResolvedPreprocess:
         f"{spec.name!r}: {preprocess.describe()}; state the real one with --preprocess"
     )
     return ResolvedPreprocess(
-        preprocess, "assumed", Degradation(DegradationCode.ASSUMED_PREPROCESS, message, 1, (spec.name,))
+        preprocess, ASSUMED, Degradation(DegradationCode.ASSUMED_PREPROCESS, message, 1, (spec.name,))
     )
 
 

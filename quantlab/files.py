@@ -22,8 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the folder cannot be made or written to, the disk is full, or ``path`` is a folder or a device.
     """
-    target = path.resolve() if path.is_symlink() else path
-    _check_target(path, target)
+    target = _target(path)
     # The name is cut, or a long one that is legal itself would be too long with the ending.
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
@@ -33,23 +32,35 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise OutputError(
-            f"cannot write {path}", got=error.strerror or str(error), hint="check permissions and free space, or use -o"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _check_target(path: Path, target: Path) -> None:
-    """Refuse what a rename would destroy (a run as root would replace /dev/null by a file) or cannot replace."""
+def _target(path: Path) -> Path:
+    """The file to replace, links followed.
+
+    Raises:
+        OutputError: For what a rename cannot replace, or would destroy (root would make a file of /dev/null).
+    """
     found = None
-    if target.is_dir() or not target.name:
-        found = "a folder of that name"
-    elif target.exists() and not target.is_file():
-        found = "a device, pipe or socket of that name"
+    try:
+        target = path.resolve() if path.is_symlink() else path
+        if target.is_dir() or not target.name:
+            found = "a folder of that name"
+        elif target.exists() and not target.is_file():
+            found = "a device, pipe or socket of that name"
+    except OSError as error:
+        raise _unwritable(path, error) from error
     if found is not None:
         raise OutputError(f"cannot write {path}", got=found, expected="a file name", hint="name another output with -o")
+    return target
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    hint = "check permissions and free space, or use -o"
+    return OutputError(f"cannot write {path}", got=error.strerror or str(error), hint=hint)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

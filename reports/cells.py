@@ -9,6 +9,7 @@ import unicodedata
 from quantlab.harness.comparison import Interval
 
 MISSING = "-"
+EMULATED = "emulated"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -29,16 +30,22 @@ def display_width(text: str) -> int:
 
 
 def shorten(text: str, width: int) -> str:
-    """``text`` cut in the middle, where names differ least, to at most ``width`` columns; beginnings and ends stay."""
+    """``text`` cut in the middle to at most ``width`` columns: names differ most in their beginnings and ends."""
     if display_width(text) <= width:
         return text
-    head, tail = list(text[: len(text) // 2]), list(text[len(text) // 2 :])
-    while display_width("".join(head + tail)) + 1 > width and (head or tail):
-        if len(head) > len(tail):
-            head.pop()
-        else:
-            tail.pop(0)
-    return "".join(head) + "…" + "".join(tail)
+    budget = max(width, 1) - 1
+    head = _beginning(text, budget - budget // 2)
+    tail = _beginning(text[::-1], budget - display_width(head))[::-1]
+    return f"{head}…{tail}"
+
+
+def _beginning(text: str, width: int) -> str:
+    used = 0
+    for number, char in enumerate(text):
+        used += display_width(char)
+        if used > width:
+            return text[:number]
+    return text
 
 
 def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:

@@ -9,18 +9,20 @@ from quantlab.calibrators.table import CalibrationTable
 from quantlab.gate.verdict import Verdict
 from quantlab.harness.comparison import Comparison
 from quantlab.reports.calibration import calibration_frame
+from quantlab.reports.cells import plain
 from quantlab.reports.format import Format, Style
 from quantlab.reports.table import comparison_frame, verdict_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def inert(text: str) -> str:
-    """``text`` that no spreadsheet takes for a formula: a leading ``= + - @``, tab or return gets an apostrophe."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """``text`` on one line that no spreadsheet takes for a formula: a leading ``= + - @`` gets an apostrophe."""
+    line = plain(text)
+    return f"'{line}" if line.lstrip().startswith(_FORMULA) else line
 
 
 def render_comparison(comparison: Comparison, style: Style) -> str:

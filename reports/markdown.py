@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.comparison import Comparison, VariantResult
-from quantlab.reports.cells import digest, interval, plain
+from quantlab.reports.cells import digest, interval, plain, shorten
 from quantlab.reports.format import Format, Style
 from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
 
@@ -85,12 +85,13 @@ def verdict_head(verdict: Verdict) -> list[str]:
 VERDICT_HEADINGS = ("outcome", "check", "candidate", "finding", "next step")
 
 
-def verdict_row(check: CheckResult) -> list[str]:
-    """The cells of one check."""
+def verdict_row(check: CheckResult, longest: int | None = None) -> list[str]:
+    """The cells of one check, the words cut to ``longest`` characters each before they are escaped."""
     outcome = check.outcome.value if check.level == "error" else f"{check.outcome} ({check.level})"
     finding = check.reason if check.waiver is None else f"{check.reason} (waived: {check.waiver})"
-    cells = (check.id, check.candidate or "", finding, check.next_step)
-    return [f"**{outcome}**" if check.decides else outcome, *map(escape, cells)]
+    words = (check.id, check.candidate or "", finding, check.next_step)
+    cells = [escape(text if longest is None else shorten(text, longest)) for text in words]
+    return [f"**{outcome}**" if check.decides else outcome, *cells]
 
 
 def render_verdict(verdict: Verdict, style: Style) -> str:

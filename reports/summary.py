@@ -8,13 +8,12 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from quantlab.gate.verdict import Verdict
-from quantlab.reports.cells import shorten
 from quantlab.reports.format import Format, Style
 from quantlab.reports.markdown import VERDICT_HEADINGS, table, verdict_head, verdict_row
 
 MAX_BYTES = 60_000
 _RESERVE = 200  # for the line that says what was left out
-_MAX_CELL = 2_000
+_LONGEST = 1_000  # columns of one cell
 
 
 def render_verdict(verdict: Verdict, style: Style) -> str:
@@ -32,8 +31,7 @@ def render_verdict(verdict: Verdict, style: Style) -> str:
     for check in verdict.worst_first():
         if check.is_passed_guard:
             continue
-        cells = [shorten(cell, _MAX_CELL) for cell in verdict_row(check)]
-        row = "| " + " | ".join(cells) + " |"
+        row = "| " + " | ".join(verdict_row(check, _LONGEST)) + " |"
         room -= len(row.encode("utf-8")) + 1
         if room < 0 or left_out:
             left_out += 1

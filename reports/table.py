@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
 from quantlab.precision import Execution
-from quantlab.reports.cells import MISSING, capped, fixed, interval, mebibytes, significant
+from quantlab.reports.cells import EMULATED, MISSING, capped, fixed, interval, mebibytes, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -263,7 +263,7 @@ DRIFT_COLUMNS: tuple[Column, ...] = (
 
 LATENCY_COLUMNS: tuple[Column, ...] = (
     Column("execution", lambda r: r.execution.value, left=True),
-    Column("median ms", _timed(lambda t: fixed(t.median_ms, 3), "emulated")),
+    Column("median ms", _timed(lambda t: fixed(t.median_ms, 3), EMULATED)),
     Column("p90 ms", _timed(lambda t: fixed(t.p90_ms, 3))),
     Column("p99 ms", _timed(lambda t: fixed(t.p99_ms, 3))),
     Column("ratio", _timed(lambda t: fixed(t.ratio, 3)), rank=_negative(_native(lambda t: t.ratio))),
@@ -276,7 +276,10 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
 
 def shown(columns: Sequence[Column], comparison: Comparison) -> tuple[Column, ...]:
     """The columns that have something to show for some variant."""
-    return tuple(column for column in columns if any(column.text(result) != MISSING for result in comparison.variants))
+    nothing = (MISSING, EMULATED)
+    return tuple(
+        column for column in columns if any(column.text(result) not in nothing for result in comparison.variants)
+    )
 
 
 def best(column: Column, comparison: Comparison) -> frozenset[str]:

@@ -124,9 +124,12 @@ def _degradations(degradations: Sequence[Degradation], width: int, style: Style)
 
 def _check(check: CheckResult, width: int, style: Style) -> Iterator[str]:
     level = "" if check.level == "error" else f" [{check.level}]"
-    title = plain(check.id + level + (f"  {check.candidate}" if check.candidate is not None else ""))
-    yield f"{_paint(f'{check.outcome:<{_OUTCOME_WIDTH}}', style, 'bold', _COLOURS[check.outcome])}  {title}"
+    title = check.id + level + (f" {check.candidate}" if check.candidate is not None else "")
     indent = " " * (_OUTCOME_WIDTH + 2)
+    first, *more = _wrap(title, width, indent, indent) or [""]
+    label = _paint(f"{check.outcome:<{_OUTCOME_WIDTH}}", style, "bold", _COLOURS[check.outcome])
+    yield f"{label}  {first.strip()}"
+    yield from more
     yield from _wrap(check.reason, width, indent, indent)
     if check.waiver is not None:
         yield from _wrap(f"waived: {check.waiver}", width, indent, indent)

@@ -77,9 +77,7 @@ def test_wheel_has_every_module_and_data_file(built: Built) -> None:
 
 def test_sample_data_are_there_and_small(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
-        sizes = {
-            info.filename: info.file_size for info in archive.infolist() if "/datasets/samples/" in info.filename
-        }
+        sizes = {info.filename: info.file_size for info in archive.infolist() if "/datasets/samples/" in info.filename}
     suffixes = [Path(name).suffix for name in sizes]
     assert suffixes.count(".onnx") == 2
     assert suffixes.count(".npz") == 2

@@ -64,7 +64,7 @@ def common(function: F) -> F:
     @click.option("-v", "--verbose", is_flag=True, help="More narration.")
     @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
     @click.pass_obj
-    def wrapped(state: State, *, as_json: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> Any:
+    def wrapped(state: State, /, *, as_json: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> Any:
         state.debug, state.json = debug, as_json
         loudness = Loudness.QUIET if quiet else (Loudness.VERBOSE if verbose else Loudness.NORMAL)
         return function(console=Console(loudness, as_json), **arguments)

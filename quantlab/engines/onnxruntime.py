@@ -19,6 +19,7 @@ from quantlab.engines.variant import Variant, variant_name
 from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, MeasurementError
 from quantlab.files import sha256_file
 from quantlab.graph.half import to_half
+from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import load_model, open_session, save_model
 from quantlab.graph.proof import Proof, prove
 from quantlab.graph.qdq import check_quantized, quantize_model
@@ -49,6 +50,7 @@ class OnnxRuntimeBuilder:
             raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
         source = variant.prepared.model
         proto, degradations, excluded = self._graph(variant)
+        proto = with_preprocess(proto, variant.table)
         method = variant.table.method if variant.quantized and variant.table is not None else None
         name = variant_name(NAME, variant.precision, method, len(excluded))
         path = folder / f"{name}.onnx"

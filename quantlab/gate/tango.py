@@ -36,7 +36,7 @@ def loss_upper_bound(b: int, c: int, n: int, alpha: float) -> float:
 
     Examples:
         >>> round(100 * loss_upper_bound(41, 14, 2000, 0.05), 2)
-        1.99
+        2.0
         >>> round(100 * loss_upper_bound(0, 0, 500, 0.05), 2)
         0.54
     """

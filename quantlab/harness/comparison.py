@@ -192,4 +192,13 @@ class Comparison:
         """
         document = read_json(path, COMPARISON_SCHEMA, DataError, "comparison")
         document.pop("schema")
-        return from_plain(cls, document, str(path), DataError)
+        comparison = from_plain(cls, document, str(path), DataError)
+        names = [result.name for result in comparison.variants]
+        if len(set(names)) != len(names) or comparison.reference not in names:
+            raise DataError(
+                f"comparison {path} is damaged",
+                got=f"variants {', '.join(names) or 'none'}, reference {comparison.reference}",
+                expected="variants of different names, the reference among them",
+                hint="run quantlab compare again",
+            )
+        return comparison

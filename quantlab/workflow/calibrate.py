@@ -18,6 +18,7 @@ from quantlab.degradation import Degradation, DegradationCode, merge_degradation
 from quantlab.engines.observation import observe, observed_tensors
 from quantlab.errors import CalibrationError, ConfigError
 from quantlab.files import write_text
+from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import save_model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import check_quantized, quantize_model
@@ -140,7 +141,7 @@ def write_calibration(
     files.table.unlink(missing_ok=True) if files.table.is_file() else None
     save_histograms(files.histograms, histograms)
     write_text(files.cache, cache)
-    save_model(quantized.proto, files.qdq, prepared.model)
+    save_model(with_preprocess(quantized.proto, table), files.qdq, prepared.model)
     write_text(files.table, table.to_json())
     return files
 

@@ -14,6 +14,7 @@ from quantlab.engines.sidecar import sidecar_path
 from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
 from quantlab.gate import Verdict
+from quantlab.graph.metadata import stated_preprocess
 from quantlab.graph.prepare import Prepared
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
@@ -154,6 +155,7 @@ class _Chain:
                 "backend": section.backend,
                 "precision": precision.value,
                 "table": table.sha256 if variant.quantized else None,
+                "preprocess": stated_preprocess(table),
                 "target": self.target.name if variant.quantized else None,
                 "exclude": list(section.exclude) if variant.quantized else [],
                 "onnxruntime": version("onnxruntime"),

@@ -102,6 +102,10 @@ def check(lines: str) -> str:
     return f'schema = 1\n[[check]]\nid = "x"\n{lines}\n'
 
 
+def waived(lines: str) -> str:
+    return f"schema = 1\n{CHECK}[[waiver]]\n{lines}\n"
+
+
 REFUSED = {
     "key": ('schema = 1\n[gate]\nalhpa = 0.05\n' + CHECK, "alhpa", "did you mean 'alpha'"),
     "check key": (check('metric = "finite"\nlevle = "warn"'), "levle", "did you mean 'level'"),
@@ -121,7 +125,9 @@ REFUSED = {
     "both": (check('metric = "top1"\nlimit = 70\nmargin = { absolute_pp = 1 }'), "wrong thing", "margin and limit"),
     "limit of a yes or no": (check('metric = "finite"\nlimit = 1'), "wrong thing", "nothing"),
     "claim": (check('metric = "sqnr_db"\nclaim = "at-most"\nlimit = 3'), "does not support", "at-least"),
-    "top5 non-inferior": (check('metric = "top5"\nclaim = "non-inferior"\nmargin = { absolute_pp = 1 }'), "support", ""),
+    "top5 non-inferior": (
+        check('metric = "top5"\nclaim = "non-inferior"\nmargin = { absolute_pp = 1 }'), "does not support", "at-least"
+    ),
     "empty margin": (check('metric = "top1"\nmargin = {}'), "unclear", "neither"),
     "two margins": (check('metric = "top1"\nmargin = { absolute_pp = 1, relative = 0.1 }'), "unclear", "both"),
     "zero margin": (check('metric = "top1"\nmargin = { absolute_pp = 0 }'), "out of range", "above 0"),
@@ -135,13 +141,9 @@ REFUSED = {
     "noise of another": (check('metric = "finite"\naa_noise_max = 0.1'), "aa_noise_max", "latency_ratio"),
     "noise": (check('metric = "latency_ratio"\nlimit = 1\naa_noise_max = 0'), "aa_noise_max", "above 0"),
     "output of another": (check('metric = "size_ratio"\nlimit = 1\noutput = "a"'), "names an output", ""),
-    "waiver": (
-        "schema = 1\n" + CHECK + '[[waiver]]\ncheck = "b"\nreason = "r"\nexpires = 2027-01-01\n', "does not exist", "one of a"
-    ),
-    "reason": ("schema = 1\n" + CHECK + '[[waiver]]\ncheck = "a"\nreason = " "\nexpires = 2027-01-01\n', "no reason", ""),
-    "expires": (
-        "schema = 1\n" + CHECK + '[[waiver]]\ncheck = "a"\nreason = "r"\nexpires = 2027-01-01T00:00:00\n', "expires", "date"
-    ),
+    "waiver": (waived('check = "b"\nreason = "r"\nexpires = 2027-01-01'), "does not exist", "one of a"),
+    "reason": (waived('check = "a"\nreason = " "\nexpires = 2027-01-01'), "has no reason", ""),
+    "expires": (waived('check = "a"\nreason = "r"\nexpires = 2027-01-01T00:00:00'), "expires", "a date"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import math
 
 from quantlab.degradation import Degradation, DegradationCode
@@ -64,6 +65,7 @@ def _variant(
     )  # fmt: skip
 
 
+@functools.cache
 def comparison() -> Comparison:
     """Four variants on 2,000 labelled images."""
     variants = (
@@ -99,6 +101,7 @@ def comparison() -> Comparison:
     )  # fmt: skip
 
 
+@functools.cache
 def verdict() -> Verdict:
     """FAIL for a degradation, with every other outcome among its checks."""
     return evaluate(comparison(), parse_policy(POLICY, "gate.toml"), dt.date(2026, 6, 1))
