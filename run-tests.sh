@@ -15,21 +15,22 @@ readonly COVERAGE_FLOOR=85
 env=$root/.venv-tests
 make_env "$env"
 install_package "$env" '[dev,notebooks]'
-# -P keeps the project's folder off the module path: what is tested is what was installed.
-python=("$env/bin/python" -P)
+# Keeps the project's folder off the module path, in subprocesses too: what is tested is what was installed.
+export PYTHONSAFEPATH=1
+python=$env/bin/python
 
 cd "$root"
 if (($#)); then
     heading "pytest $*"
-    "${python[@]}" -m pytest "$@"
+    "$python" -m pytest "$@"
     exit
 fi
 
 heading "ruff check"
-"${python[@]}" -m ruff check .
+"$python" -m ruff check .
 
 heading "ruff format"
-"${python[@]}" -m ruff format --check .
+"$python" -m ruff format --check .
 
 if command -v shellcheck >/dev/null; then
     heading "shellcheck"
@@ -39,16 +40,16 @@ fi
 # These two look at the installed package, from an empty folder: neither follows the mapping of an editable install.
 mkdir "$work/empty"
 heading "mypy --strict"
-(cd "$work/empty" && "${python[@]}" -m mypy --config-file "$root/pyproject.toml" --strict -p quantlab)
+(cd "$work/empty" && "$python" -m mypy --config-file "$root/pyproject.toml" --strict -p quantlab)
 
 heading "import-linter"
 (
     cd "$work/empty"
-    "${python[@]}" -c 'from importlinter.cli import lint_imports_command as main; main()' \
+    "$python" -c 'from importlinter.cli import lint_imports_command as main; main()' \
         --config "$root/pyproject.toml" --no-cache
 )
 
 heading "pytest, notebooks included"
-"${python[@]}" -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under="$COVERAGE_FLOOR"
+"$python" -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under="$COVERAGE_FLOOR"
 
 heading "All checks passed"

@@ -15,6 +15,9 @@ threshold found has an expected SQNR more than 3 dB below that of min-max.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,25 +42,49 @@ class Entropy:
     def choose(self, distribution: Distribution, scheme: Scheme) -> MethodRange:
         """See `RangeMethod.choose`."""
         whole = MinMax().choose(distribution, scheme)
-        magnitudes = distribution.magnitudes()
-        occupied = int(np.count_nonzero(magnitudes.mass * (magnitudes.high > 0.0)))
-        if occupied < LEVELS:
-            return MethodRange(whole.low, whole.high, f"only {occupied} distinct magnitudes, KL has no meaning")
-        counts = linear_bins(magnitudes, distribution.amax, BINS)
-        filled = int(np.count_nonzero(counts))
-        if filled < LEVELS:
-            return MethodRange(whole.low, whole.high, f"only {filled} of {BINS} bins occupied, KL has no meaning")
-        divergences = kl_divergences(counts, LEVELS)
-        kept = LEVELS + len(divergences) - 1 - int(np.argmin(divergences[::-1]))
-        threshold = distribution.amax * min((kept + 0.5) / BINS, 1.0)
+        found = kl_threshold(distribution)
+        if found.meaningless is not None:
+            return MethodRange(whole.low, whole.high, found.meaningless)
+        threshold = found.threshold
         low, high = (
             (-threshold, threshold) if scheme.symmetric else (max(-threshold, whole.low), min(threshold, whole.high))
         )
         loss_db = sqnr_db(distribution, whole.low, whole.high, scheme) - sqnr_db(distribution, low, high, scheme)
         if loss_db > WORST_LOSS_DB:
             reason = f"values are spiked: the KL threshold {threshold:.4g} would cost {loss_db:.1f} dB against min-max"
-            return MethodRange(whole.low, whole.high, reason, len(divergences))
-        return MethodRange(low, high, candidates=len(divergences))
+            return MethodRange(whole.low, whole.high, reason, found.candidates)
+        return MethodRange(low, high, candidates=found.candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Result of the search on magnitudes.
+
+    Attributes:
+        threshold: Magnitude of least divergence.
+        candidates: Thresholds compared.
+        meaningless: Why there is nothing to search; None if there is.
+    """
+
+    threshold: float
+    candidates: int
+    meaningless: str | None = None
+
+
+@lru_cache(maxsize=16)
+def kl_threshold(distribution: Distribution) -> Threshold:
+    """Search the threshold of least KL divergence; the same for every scheme, so the last results are remembered."""
+    magnitudes = distribution.magnitudes()
+    occupied = int(np.count_nonzero(magnitudes.mass * (magnitudes.high > 0.0)))
+    if occupied < LEVELS:
+        return Threshold(distribution.amax, 1, f"only {occupied} distinct magnitudes, KL has no meaning")
+    counts = linear_bins(magnitudes, distribution.amax, BINS)
+    filled = int(np.count_nonzero(counts))
+    if filled < LEVELS:
+        return Threshold(distribution.amax, 1, f"only {filled} of {BINS} bins occupied, KL has no meaning")
+    divergences = kl_divergences(counts, LEVELS)
+    kept = LEVELS + len(divergences) - 1 - int(np.argmin(divergences[::-1]))
+    return Threshold(distribution.amax * min((kept + 0.5) / BINS, 1.0), len(divergences))
 
 
 def linear_bins(magnitudes: Distribution, amax: float, bins: int) -> Array:

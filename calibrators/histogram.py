@@ -8,6 +8,7 @@ kept beside it. See docs/adr/002-float-bit-histograms.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.calibrators.counting import Kernel, count_numpy
 from quantlab.errors import CalibrationError
 from quantlab.files import replacing
 
 BUCKETS = 1 << 16
 _NEGATIVE = 1 << 15
 _FIRST_NON_FINITE = 0x7F80
-_FLUSH_AT = 1 << 17
+_CHUNK = 1 << 18  # values that stay in the processor's cache between the two looks at them
 HISTOGRAM_FORMAT = 1
 
 
@@ -29,49 +31,60 @@ class Histogram:
     """Distribution of one tensor's values; not thread-safe, callers hold a lock.
 
     Values are counted with their content only: neither batch size nor order of `add` changes the result.
+
+    Attributes:
+        counts: Counts by bucket number, (65536,) int64.
+        minimum: Least finite value; infinity if there was none.
+        maximum: Largest finite value; minus infinity if there was none.
     """
 
-    __slots__ = ("_counts", "_pending", "_pending_size", "maximum", "minimum")
+    __slots__ = ("_count", "counts", "maximum", "minimum")
 
-    def __init__(self) -> None:
-        self._counts: NDArray[np.int64] = np.zeros(BUCKETS, np.int64)
-        self._pending: list[NDArray[np.uint16]] = []
-        self._pending_size = 0
+    def __init__(self, kernel: Kernel = count_numpy) -> None:
+        self._count = kernel
+        self.counts: NDArray[np.int64] = np.zeros(BUCKETS, np.int64)
         self.minimum = float("inf")
         self.maximum = float("-inf")
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count all of ``values`` (any shape, float32). NaN and infinities are counted apart."""
-        if values.size == 0:
-            return
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            finite = flat[np.isfinite(flat)]
-            low, high = (float(finite.min()), float(finite.max())) if finite.size else (float("inf"), float("-inf"))
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        codes = (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-        self._pending.append(codes)
-        self._pending_size += codes.size
-        if self._pending_size >= _FLUSH_AT:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending:
-            codes = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-            self._counts += np.bincount(codes, minlength=BUCKETS)
-            self._pending, self._pending_size = [], 0
+        for start in range(0, flat.size, _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            low, high = float(chunk.min()), float(chunk.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                finite = chunk[np.isfinite(chunk)]
+                low = float(finite.min(initial=math.inf))
+                high = float(finite.max(initial=-math.inf))
+            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+            self._count(chunk.view(np.uint32), self.counts)
 
     def merge(self, other: Histogram) -> None:
         """Add another histogram; the result equals the histogram of all values together."""
-        self._counts += other.counts
+        self.counts += other.counts
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
 
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Counts by bucket number, (65536,) int64; do not write to it."""
-        self._flush()
-        return self._counts
+    def clipped(self, low: float, high: float) -> Histogram:
+        """Histogram of the same values after ``min(max(x, low), high)``, exactly: what Relu and Clip would give.
+
+        A value beyond a bound becomes the bound; the others stay in their bucket. NaN stays NaN.
+
+        Args:
+            low: Lower bound, representable in float32; minus infinity for none.
+            high: Upper bound, representable in float32; infinity for none.
+        """
+        result = Histogram(self._count)
+        order = _order(np.arange(BUCKETS))
+        target = np.clip(order, _order(_bucket(low)), _order(_bucket(high)))
+        bucket = np.where(target >= 0, target, _NEGATIVE - 1 - target)
+        is_nan = (np.arange(BUCKETS) & (_NEGATIVE - 1)) > _FIRST_NON_FINITE
+        np.add.at(result.counts, np.where(is_nan, np.arange(BUCKETS), bucket), self.counts)
+        extremes = [self.minimum, self.maximum] if self.minimum <= self.maximum else []
+        extremes += [-math.inf] * bool(self.counts[_NEGATIVE + _FIRST_NON_FINITE])
+        extremes += [math.inf] * bool(self.counts[_FIRST_NON_FINITE])
+        finite = [value for value in (min(max(x, low), high) for x in extremes) if math.isfinite(value)]
+        result.minimum, result.maximum = min(finite, default=math.inf), max(finite, default=-math.inf)
+        return result
 
     @property
     def non_finite(self) -> int:
@@ -106,6 +119,15 @@ class Histogram:
         low[0] = max(low[0], min(self.minimum, high[0]))
         high[-1] = min(high[-1], max(self.maximum, low[-1]))
         return Distribution(low, high, mass, self.minimum, self.maximum)
+
+
+def _order(bucket: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank of buckets by value: their own number for positive ones, -1 downwards for negative ones."""
+    return np.where(bucket < _NEGATIVE, bucket, _NEGATIVE - 1 - bucket)
+
+
+def _bucket(value: float) -> NDArray[np.int64]:
+    return (np.array(value, np.float32).view(np.uint32) >> np.uint32(16)).astype(np.int64)
 
 
 def _edge(bucket: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -165,6 +187,11 @@ class Distribution:
         starts = np.flatnonzero(first)
         smallest = 0.0 if self.minimum <= 0.0 <= self.maximum else min(abs(self.minimum), abs(self.maximum))
         return Distribution(low[starts], high[starts], np.add.reduceat(mass, starts), smallest, self.amax)
+
+    def reaching(self, magnitude: float) -> Distribution:
+        """Only the intervals that hold a value of at least ``magnitude``."""
+        kept = np.maximum(np.abs(self.low), np.abs(self.high)) >= magnitude
+        return Distribution(self.low[kept], self.high[kept], self.mass[kept], self.minimum, self.maximum)
 
     def coarsened(self, factor: int) -> Distribution:
         """Neighbouring intervals joined ``factor`` at a time: less exact and that much cheaper."""
@@ -226,7 +253,7 @@ def load_histograms(path: Path) -> dict[str, Histogram]:
     ends = np.cumsum(sizes)
     for name, (low, high), end, size in zip(names, extremes, ends, sizes, strict=True):
         histogram = Histogram()
-        histogram._counts[buckets[end - size : end]] = counts[end - size : end]
+        histogram.counts[buckets[end - size : end]] = counts[end - size : end]
         histogram.minimum, histogram.maximum = float(low), float(high)
         result[str(name)] = histogram
     return result

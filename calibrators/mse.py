@@ -77,6 +77,9 @@ class _Search:
         return float(grid[best])
 
     def _least(self, distribution: Distribution, ranges: Ranges, grid: NDArray[np.float64]) -> int:
-        errors = mean_squared_errors(distribution, *ranges(grid), self.scheme)
+        lows, highs = ranges(grid)
+        # Values below half the smallest step become zero under every candidate: they cannot tell them apart.
+        step = float((highs - lows).min()) / (self.scheme.qmax - self.scheme.qmin)
+        errors = mean_squared_errors(distribution.reaching(0.45 * step), lows, highs, self.scheme)
         self.candidates += len(grid)
         return len(grid) - 1 - int(np.argmin(errors[::-1]))

@@ -123,6 +123,11 @@ def test_numbered_decisions_are_unique() -> None:
         assert path.read_text(encoding="utf-8").startswith(f"# {path.name[:3]}: ")
 
 
+def test_every_dependency_has_a_reason() -> None:
+    names = [re.split(r"[<>=!~;\[ ]", text)[0] for text in PYPROJECT["project"]["dependencies"]]
+    assert sorted(row[0] for row in _rows(_page("adr/004-dependencies.md"), "package")) == sorted(names)
+
+
 def test_changelog_knows_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\n## [{PYPROJECT['project']['version']}]" in text

@@ -13,8 +13,10 @@ from project_tree import PYPROJECT, modules
 
 from quantlab.cli.main import VERBS
 
-_HEAVY = {"numpy", "onnx", "onnxruntime", "onnxslim", "pandas", "scipy", "torch", "PIL", "tqdm"}
-_OPTIONAL = ("tensorrt", "tensorrt_rtx", "pycuda", "torch", "torchvision", "matplotlib", "openvino", "tensorflow")
+_HEAVY = {"numpy", "onnx", "onnxruntime", "onnxslim", "pandas", "scipy", "numba", "torch", "PIL", "tqdm"}
+_OPTIONAL = (
+    "tensorrt", "tensorrt_rtx", "pycuda", "torch", "torchvision", "matplotlib", "openvino", "tensorflow", "numba"
+)  # fmt: skip
 
 _LOADED_BY = """
 import sys
@@ -41,7 +43,12 @@ for name in sys.argv[2:]:
 """
 
 _PUBLIC = {
-    "quantlab": "",
+    "quantlab": """
+        TARGETS CalibrateSettings CalibrationTable CompareSettings Comparison DataRequest Degradation DegradationCode
+        Execution ExitCode LatencySettings Narrator Policy Precision QuantlabError Silent TargetProfile Variant Verdict
+        build_variants calibrate compare_files evaluate load_policy make_demo open_data open_model run_recipe
+        write_calibration write_comparison
+    """,
     "quantlab.calibrators": """
         DEFAULT_METHOD INT8_SYMMETRIC METHOD_NAMES SCHEMES UINT8_AFFINE CalibrationCache CalibrationTable Distribution
         Entropy Histogram MeanSquaredError MethodRange MinMax Parameters Percentile Provenance RangeMethod Scheme

@@ -2,26 +2,35 @@
 
 One sample is run at a time, on one thread each, by several workers. So every sample's activations are the same bits
 whatever samples lie beside it, and since histograms only add, neither order, nor batch size, nor the number of
-threads changes the result. Memory holds the activations of one sample a worker.
+threads changes the result. Memory holds the activations of one sample a worker, in buffers that are used again.
+
+Outputs of Relu and Clip are never fetched: their histograms follow exactly from those of their inputs.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from quantlab.calibrators.counting import kernel_for
 from quantlab.calibrators.histogram import Histogram
 from quantlab.datasets.protocol import Dataset, Sample
-from quantlab.errors import CalibrationError, QuantlabError
+from quantlab.errors import CalibrationError
 from quantlab.graph.index import GraphIndex
-from quantlab.graph.model import open_session
+from quantlab.graph.model import open_session, tensor_array
 from quantlab.graph.prepare import Prepared
+from quantlab.graph.session import first_line
 from quantlab.progress import Narrator
+
+Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def observed_tensors(prepared: Prepared) -> tuple[str, ...]:
@@ -36,6 +45,42 @@ def observed_tensors(prepared: Prepared) -> tuple[str, ...]:
             continue
         names += [name for name in node.output if name and index.elem_type(name) == onnx.TensorProto.FLOAT]
     return tuple(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """A tensor that is another one, clipped.
+
+    Attributes:
+        source: The other tensor.
+        low: Lower bound; minus infinity for none.
+        high: Upper bound; infinity for none.
+    """
+
+    source: str
+    low: float
+    high: float
+
+
+def derived_tensors(prepared: Prepared, tensors: Sequence[str]) -> dict[str, Clipping]:
+    """The outputs of Relu, and of Clip with constant bounds, among ``tensors`` whose inputs are there too."""
+    index = GraphIndex(prepared.model.proto.graph)
+    wanted = set(tensors)
+    derived = {}
+    for name in tensors:
+        node = index.producer.get(name)
+        if node is None or node.op_type not in ("Relu", "Clip") or node.domain or node.input[0] not in wanted:
+            continue
+        low, high = (0.0 if node.op_type == "Relu" else -math.inf), math.inf
+        bounds = list(node.input[1:]) if node.op_type == "Clip" else []
+        if any(bound and bound not in index.initializers for bound in bounds):
+            continue
+        values = [float(tensor_array(prepared.model, index.initializers[b])) if b else None for b in bounds]
+        low = values[0] if len(values) > 0 and values[0] is not None else low
+        high = values[1] if len(values) > 1 and values[1] is not None else high
+        if low <= high:
+            derived[name] = Clipping(node.input[0], low, high)
+    return derived
 
 
 def observe(
@@ -54,9 +99,10 @@ def observe(
         CalibrationError: If ONNX Runtime fails on a sample, which is named.
         DataError: From the data set.
     """
-    observer = _Observer(prepared, tensors)
-    groups = _groups(dataset, prepared.fixed_batch or 1)
-    tracked = iter(narrator.track(groups, -(-len(dataset) // (prepared.fixed_batch or 1)), "calibrating"))
+    derived = derived_tensors(prepared, tensors)
+    observer = _Observer(prepared, [name for name in tensors if name not in derived], len(dataset))
+    size = prepared.fixed_batch or 1
+    tracked = narrator.track(_groups(dataset, size), -(-len(dataset) // size), "calibrating")
     pool = ThreadPoolExecutor(threads, thread_name_prefix="observe")
     pending: set[Future[None]] = set()
     try:
@@ -70,7 +116,12 @@ def observe(
             future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return observer.histograms
+    histograms = observer.histograms
+    for name in tensors:  # in graph order, so that a Relu behind a Clip finds its input
+        if name in derived and derived[name].source in histograms:
+            rule = derived[name]
+            histograms[name] = histograms[rule.source].clipped(rule.low, rule.high)
+    return histograms
 
 
 def _groups(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
@@ -87,14 +138,17 @@ def _groups(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
 class _Observer:
     """A session that gives the observed tensors, and a locked histogram for each."""
 
-    def __init__(self, prepared: Prepared, tensors: Sequence[str]) -> None:
+    def __init__(self, prepared: Prepared, tensors: Sequence[str], samples: int) -> None:
         self.fixed_batch = prepared.fixed_batch
         self.session = open_session(prepared.model, threads=1, outputs=tensors, error=CalibrationError)
         inputs = {value.name for value in self.session.get_inputs()}
         self.fed = [name for name in tensors if name in inputs]
         self.fetched = [name for name in tensors if name not in inputs]
-        self.histograms = {name: Histogram() for name in tensors}
+        self.samples = samples
+        self.histograms: dict[str, Histogram] = {}
+        self.opening = threading.Lock()
         self.locks = {name: threading.Lock() for name in tensors}
+        self.local = threading.local()
 
     def add(self, group: Sequence[Sample]) -> None:
         """Run one group of samples (a single one unless the model's batch is fixed) and count."""
@@ -102,19 +156,62 @@ class _Observer:
         rows = [*group, *[group[-1]] * padding]
         feed = {name: np.stack([sample.inputs[name] for sample in rows]) for name in group[0].inputs}
         try:
-            values = self.session.run(self.fetched, feed)
-        except QuantlabError:
-            raise
+            values = self._run(feed)
         except Exception as cause:  # onnxruntime's exceptions share no base class
-            raise CalibrationError(
-                f"the model failed on sample {group[0].id!r}", got=str(cause).splitlines()[0]
-            ) from cause
+            raise CalibrationError(f"the model failed on sample {group[0].id!r}", got=first_line(cause)) from cause
+        self._open_histograms(sum(value.size for value in values) // len(rows))
         for name, value in zip(self.fetched, values, strict=True):
             self._count(name, value, len(group), padding)
         for name in self.fed:
             self._count(name, feed[name], len(group), padding)
 
+    def _run(self, feed: Arrays) -> Sequence[NDArray[np.generic]]:
+        """Values of the fetched tensors; valid until this thread's next call.
+
+        Letting ONNX Runtime allocate tens of megabytes of outputs anew for each sample costs several times the
+        inference itself in page faults, so each worker binds its own buffers and keeps them while shapes stay.
+        """
+        shapes = {name: value.shape for name, value in feed.items()}
+        bound: _Bound | None = getattr(self.local, "bound", None)
+        if bound is not None and bound.shapes == shapes:
+            try:
+                return bound.run(feed)
+            except Exception:  # an output whose shape depends on the values; the plain call decides what is wrong
+                self.local.bound = None
+        values: list[NDArray[np.generic]] = self.session.run(self.fetched, feed)
+        self.local.bound = _Bound(self.session, feed, dict(zip(self.fetched, values, strict=True)))
+        return values
+
+    def _open_histograms(self, values_a_sample: int) -> None:
+        """With the first sample it is known how much there is to count, and so which kernel is fastest."""
+        with self.opening:
+            if not self.histograms:
+                kernel = kernel_for(values_a_sample * self.samples)
+                self.histograms = {name: Histogram(kernel) for name in self.locks}
+
     def _count(self, name: str, value: NDArray[np.generic], n: int, padding: int) -> None:
         real = value[:n] if padding and value.ndim and value.shape[0] == n + padding else value
         with self.locks[name]:
             self.histograms[name].add(np.asarray(real, np.float32))
+
+
+class _Bound:
+    """Input and output buffers of one worker, bound to the session."""
+
+    def __init__(self, session: Any, feed: Arrays, outputs: Arrays) -> None:
+        self.session = session
+        self.shapes = {name: value.shape for name, value in feed.items()}
+        self.inputs = {name: np.array(value, order="C") for name, value in feed.items()}
+        self.outputs = {name: np.array(value, order="C") for name, value in outputs.items()}
+        self.binding = session.io_binding()
+        for name, value in self.inputs.items():
+            self.binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        for name, value in self.outputs.items():
+            self.binding.bind_output(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+
+    def run(self, feed: Arrays) -> Sequence[NDArray[np.generic]]:
+        """Copy the inputs in, run, and give the output buffers."""
+        for name, value in feed.items():
+            np.copyto(self.inputs[name], value)
+        self.session.run_with_iobinding(self.binding)
+        return list(self.outputs.values())
