@@ -10,7 +10,7 @@ trap 'rm -rf -- "$work"' EXIT
 # shellcheck source=.ci/environment.sh
 source "$root/.ci/environment.sh"
 
-readonly COVERAGE_FLOOR=85
+readonly COVERAGE_FLOOR=90
 
 env=$root/.venv-tests
 make_env "$env"

@@ -62,9 +62,8 @@ def main() -> int:
             counts = variant.classification
             if counts is None:
                 raise SystemExit(f"{variant.name} gives no class scores")
-            print(
-                f"{target:<12} {variant.name:<24} top-1 {counts.top1}/{counts.n}, SQNR {variant.outputs[0].sqnr_db:.1f} dB"
-            )
+            score = f"top-1 {counts.top1}/{counts.n}, SQNR {variant.outputs[0].sqnr_db:.1f} dB"
+            print(f"{target:<12} {variant.name:<24} {score}")
             failed |= counts.top1 < NEEDED
     return int(failed)
 

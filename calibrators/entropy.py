@@ -89,24 +89,24 @@ def kl_threshold(distribution: Distribution) -> Threshold:
 
 def linear_bins(magnitudes: Distribution, amax: float, bins: int) -> Array:
     """Counts of non-zero magnitudes in equal bins of [0, amax], (bins,) float64; intervals spread evenly."""
-    positive = magnitudes.high > 0.0
-    edges_low, edges_high = magnitudes.low[positive], magnitudes.high[positive]
-    mass = magnitudes.mass[positive]
+    kept = magnitudes.high > 0.0
+    low, high, mass = magnitudes.low[kept], magnitudes.high[kept], magnitudes.mass[kept]
     points = np.linspace(0.0, amax, bins + 1)
-    # Cumulative mass at each point: whole intervals below it, and a share of the ones it cuts. Intervals of the two
-    # signs may overlap where one is trimmed to an extreme, so each is spread on its own.
-    start = np.searchsorted(points, edges_low, side="right") - 1
-    start = np.clip(start, 0, bins - 1)
-    stop = np.clip(np.searchsorted(points, edges_high, side="left") - 1, start, bins - 1)
-    counts = np.zeros(bins)
-    inside = start == stop
-    np.add.at(counts, start[inside], mass[inside])
-    for low, high, weight, first, last in zip(
-        edges_low[~inside], edges_high[~inside], mass[~inside], start[~inside], stop[~inside], strict=True
-    ):
-        cuts = np.clip(points[first : last + 2], low, high)
-        counts[first : last + 1] += weight * np.diff(cuts) / (high - low)
-    return counts
+    # Intervals in a row have one piecewise linear cumulative count. The few that are points, or that overlap the one
+    # before because an extreme trimmed it, are added on their own.
+    alone = (low >= high) | (low < np.concatenate([[0.0], np.maximum.accumulate(high)[:-1]]))
+    row = ~alone
+    knots = np.stack([low[row], high[row]], axis=1).reshape(-1)
+    total = np.cumsum(mass[row])
+    cumulative = np.stack([total - mass[row], total], axis=1).reshape(-1)
+    below = np.interp(points, knots, cumulative) if knots.size else np.zeros(bins + 1)
+    counts = np.diff(below)
+    for start, stop, weight in zip(low[alone], high[alone], mass[alone], strict=True):
+        if stop > start:
+            counts += weight * np.diff(np.clip((points - start) / (stop - start), 0.0, 1.0))
+        else:
+            counts[min(int(start / amax * bins), bins - 1)] += weight
+    return np.maximum(counts, 0.0)
 
 
 def kl_divergences(counts: Array, levels: int) -> Array:
@@ -120,8 +120,8 @@ def kl_divergences(counts: Array, levels: int) -> Array:
         (B - levels + 1,); infinity where Q is zero at a bin where P is not.
     """
     bins = len(counts)
-    total = float(counts.sum())
     mass = np.concatenate([[0.0], np.cumsum(counts)])
+    total = float(mass[-1])  # of the same summation, so that no rounding is left over as an outlier
     occupied = np.concatenate([[0], np.cumsum(counts > 0)]).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         plogp = np.where(counts > 0, counts * np.log(counts), 0.0)

@@ -67,7 +67,8 @@ def sqnr_db(distribution: Distribution, low: float, high: float, scheme: Scheme)
 
 
 def clipped_fraction(distribution: Distribution, low: float, high: float) -> float:
-    """Share of values outside ``[low, high]``."""
+    """Share of values outside ``[low, high]``, widened to hold zero, as every quantizer's range is."""
+    low, high = min(low, 0.0), max(high, 0.0)
     a, b = distribution.low, distribution.high
     spread = b > a
     width = np.where(spread, b - a, 1.0)

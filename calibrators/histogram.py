@@ -9,6 +9,8 @@ kept beside it. See docs/adr/002-float-bit-histograms.md.
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,17 +240,28 @@ def load_histograms(path: Path) -> dict[str, Histogram]:
         CalibrationError: If the file is missing, damaged or of another format.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy.load leaks the file of a damaged archive if it opens it itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if int(archive["format"]) != HISTOGRAM_FORMAT:
                 raise CalibrationError(
                     f"{path} has another format", got=int(archive["format"]), expected=HISTOGRAM_FORMAT
                 )
             names, extremes, sizes = archive["names"], archive["extremes"], archive["sizes"]
             buckets, counts = archive["buckets"], archive["counts"]
-    except (OSError, ValueError, KeyError, EOFError) as cause:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError) as cause:
         raise CalibrationError(f"cannot read histograms {path}", got=str(cause)) from cause
-    if not (len(names) == len(extremes) == len(sizes) and sizes.sum() == buckets.size == counts.size):
-        raise CalibrationError(f"histograms {path} are damaged", got="lengths that do not fit")
+    except (zipfile.BadZipFile, zlib.error) as cause:
+        raise CalibrationError(f"histograms {path} are damaged", got=str(cause)) from cause
+    fits = (
+        (names.dtype.kind, sizes.dtype, buckets.dtype, counts.dtype) == ("U", np.int64, np.uint16, np.int64)
+        and names.ndim == sizes.ndim == buckets.ndim == counts.ndim == 1
+        and extremes.shape == (len(names), 2)
+        and len(names) == len(sizes) == len(set(names.tolist()))
+        and bool((sizes >= 0).all() and (counts >= 0).all())
+        and sizes.sum() == buckets.size == counts.size
+    )
+    if not fits:
+        raise CalibrationError(f"histograms {path} are damaged", got="arrays that do not fit together")
     result: dict[str, Histogram] = {}
     ends = np.cumsum(sizes)
     for name, (low, high), end, size in zip(names, extremes, ends, sizes, strict=True):

@@ -14,7 +14,7 @@ from quantlab.calibrators.protocol import MethodRange
 from quantlab.calibrators.quantize import Scheme
 
 _SMALLEST_SHARE = 2.0**-7
-_COARSE, _FINE, _ROUNDS = 49, 17, 2
+_COARSE, _FINE, _ROUNDS = 33, 9, 3
 _AFFINE_SWEEPS = 2
 
 _COARSENING = 8
@@ -80,6 +80,9 @@ class _Search:
         lows, highs = ranges(grid)
         # Values below half the smallest step become zero under every candidate: they cannot tell them apart.
         step = float((highs - lows).min()) / (self.scheme.qmax - self.scheme.qmin)
-        errors = mean_squared_errors(distribution.reaching(0.45 * step), lows, highs, self.scheme)
+        telling = distribution.reaching(0.45 * step)
+        if telling.mass.size == 0:  # nothing but subnormals that count as zeros
+            telling = distribution
+        errors = mean_squared_errors(telling, lows, highs, self.scheme)
         self.candidates += len(grid)
         return len(grid) - 1 - int(np.argmin(errors[::-1]))

@@ -150,11 +150,19 @@ class CalibrationTable:
         if len(set(names)) != len(names):
             raise CalibrationError(f"calibration table {path} names a tensor twice")
         for entry in table.tensors:
-            _check_entry(entry, path)
+            _check_entry(entry, table.method, path)
         return table
 
 
-def _check_entry(entry: TensorEntry, path: Path) -> None:
+def _check_entry(entry: TensorEntry, table_method: str, path: Path) -> None:
+    for needed in SCHEMES:
+        if table_method not in entry.ranges.get(needed, {}):
+            raise CalibrationError(
+                f"{path}: tensor {entry.name!r} has no {table_method} range for the scheme {needed}",
+                got=", ".join(entry.ranges.get(needed, {})) or "no range at all",
+                expected=f"a range of {table_method}, the table's method",
+                hint="run quantlab calibrate again",
+            )
     for scheme, by_method in entry.ranges.items():
         if scheme not in SCHEMES:
             raise CalibrationError(

@@ -22,6 +22,7 @@ from quantlab.errors import CalibrationError
 ALGORITHMS = {"entropy": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
 DEFAULT_VERSION = "10.16.0"
 
+_LARGEST = float(np.finfo(np.float32).max)
 _HEADER = re.compile(r"TRT-(\d{3,7})-([A-Za-z0-9]+)")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
 
@@ -51,7 +52,7 @@ class CalibrationCache:
         for name, scale in self.scales.items():
             if not name or "\n" in name or "\r" in name:
                 raise CalibrationError(f"tensor name {name!r} cannot stand in a calibration cache")
-            if not (np.isfinite(scale) and scale >= 0.0):
+            if not 0.0 <= scale <= _LARGEST:
                 raise CalibrationError(
                     f"tensor {name!r} has no usable scale", got=scale, expected="a finite number >= 0"
                 )

@@ -54,5 +54,10 @@ def open_factory(spec: str, inputs: Sequence[InputSpec]) -> Dataset | Items:
     try:
         result = factory()
     except Exception as cause:  # as above
-        raise DataError(f"the data factory {spec!r} failed", got=f"{type(cause).__name__}: {cause}") from cause
+        raise DataError(
+            f"the data factory {spec!r} failed",
+            got=f"{type(cause).__name__}: {cause}",
+            expected="a function that needs no arguments and returns samples",
+            hint="see where it failed with --debug",
+        ) from cause
     return result if isinstance(result, Dataset) else Items(as_indexable(result, spec), "factory", spec, inputs)

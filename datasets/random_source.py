@@ -14,6 +14,7 @@ from quantlab.degradation import Degradation, DegradationCode
 from quantlab.errors import ConfigError, DataError
 
 PREFIX = "random:"
+_MOST_SAMPLES = 1_000_000
 
 
 class RandomTensors:
@@ -29,7 +30,7 @@ class RandomTensors:
                 raise DataError(
                     f"random data for input {spec.name!r} needs a fixed shape",
                     got=format_shape(spec.shape),
-                    hint=f"state it: --shapes {spec.name}:MIN:OPT:MAX",
+                    hint=f"state it, as in --shapes {spec.name}:1x3x224x224",
                 )
         self._inputs = tuple(inputs)
         self._seed = seed
@@ -57,8 +58,9 @@ def open_random(spec: str, inputs: Sequence[InputSpec], seed: int) -> RandomTens
         DataError: If an input has a dynamic dimension.
     """
     text = spec.removeprefix(PREFIX)
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ConfigError(f"the data {spec!r} is wrong", got=repr(text), expected="random:N with N from 1")
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) <= _MOST_SAMPLES):
+        expected = f"random:N with N from 1 to {_MOST_SAMPLES:,}"
+        raise ConfigError(f"the data {spec[:60]!r} is wrong", got=repr(text[:40]), expected=expected)
     return RandomTensors(int(text), inputs, seed)
 
 

@@ -63,6 +63,54 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}", got=error.strerror or str(error), hint=hint)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder; False, too, for a name that no file can have (too long, a NUL character)."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a file; False, too, for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that cannot be made or written to, before any work is done for it; makes nothing.
+
+    Raises:
+        OutputError: If a file is in the way, the name is impossible, or writing there is not permitted.
+    """
+    place = folder
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if not place.is_dir():
+        got, expected = f"{place} is a file", "a folder, or a name that is free"
+        raise OutputError(f"cannot write to {folder}", got=got, expected=expected, hint="name another output with -o")
+    if not os.access(place, os.W_OK | os.X_OK):
+        hint = "check permissions, or name another output with -o"
+        raise OutputError(f"cannot write to {folder}", got=f"no permission to write in {place}", hint=hint)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        OutputError: If it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` as a whole or not at all.
 

@@ -120,11 +120,18 @@ def _decode_scalar(kind: Any, value: object, where: str, error: type[QuantlabErr
         decoded = value if isinstance(value, int) and not isinstance(value, bool) else None
     elif kind is dt.date:
         decoded = _as_date(value)
+    elif isinstance(value, str) and kind is str and not _is_text(value):
+        raise _fail(error, where, value, "a string that is text, without lone surrogates")
     elif isinstance(value, kind):
         decoded = value
     if decoded is None:
         raise _fail(error, where, value, _WORDS.get(kind, str(kind)))
     return decoded
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8; JSON can escape halves of characters that cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _as_float(value: object) -> float | None:

@@ -55,12 +55,11 @@ def render_terminal(table: CalibrationTable, style: Style) -> str:
     entries = sorted(table.tensors, key=lambda entry: entry.ranges[INT8_SYMMETRIC.name][table.method].sqnr_db)
     worst = entries[:_SHOWN]
     provenance = table.provenance
+    data = f"{table.n_samples:,} samples ({digest(provenance.data_sha256)})"
     lines = [
-        (
-            f"calibration of {plain(provenance.model)} ({digest(provenance.model_sha256)}) on {table.n_samples:,} samples "
-            f"({digest(provenance.data_sha256)}): {len(table.tensors)} tensors, method {table.method}"
-        ),
-        f"the {len(worst)} of least expected SQNR under symmetric INT8: amax (values clipped, SQNR)",
+        f"calibration of {plain(provenance.model)} ({digest(provenance.model_sha256)}) on {data}:",
+        f"{len(table.tensors)} tensors, method {table.method}; the {len(worst)} of least SQNR under symmetric INT8:",
+        "amax (values clipped, SQNR) by each method",
         "",
     ]
     first = GridColumn("tensor", tuple(plain(entry.name) for entry in worst))

@@ -58,7 +58,6 @@ def command(
       quantlab calibrate --data imgs/
       quantlab calibrate --model net.onnx --data imgs/ --preprocess imagenet --limit 512 -o out/
     """
-    from quantlab.calibrators import check_method
     from quantlab.documents import dump_json
     from quantlab.workflow.build import target_for
     from quantlab.workflow.calibrate import (
@@ -72,7 +71,7 @@ def command(
     from quantlab.workflow.sources import DataRequest, find_model, open_data, open_model, parse_shapes, thread_count
 
     del batch_size
-    settings = CalibrateSettings(check_method(method), percentile, thread_count(threads))
+    settings = CalibrateSettings(method, percentile, thread_count(threads))
     profile = target_for(target)
     prepared = open_model(find_model(model, Path()), parse_shapes(shapes), console)
     request = DataRequest(data, labels, limit, seed, settings.threads, preprocess)

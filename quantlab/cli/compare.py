@@ -53,17 +53,19 @@ def command(
     Example:
       quantlab compare engines/ --data val/ -o comparison/
     """
+    from quantlab.files import check_folder
     from quantlab.harness.compare import CompareSettings
-    from quantlab.harness.latency import LatencySettings
     from quantlab.reports import render
-    from quantlab.workflow.compare import compare_files, write_comparison
+    from quantlab.workflow.compare import compare_files, latency_settings, write_comparison
     from quantlab.workflow.sources import DataRequest, thread_count
 
     workers = thread_count(threads)
     request = DataRequest(data, labels, limit, seed, workers, preprocess)
-    latency = LatencySettings(seconds=latency_seconds, seed=seed) if latency_seconds > 0 else None
-    settings = CompareSettings(batch_size, latency_batch, workers, seed, latency)
+    settings = CompareSettings(batch_size, latency_batch, workers, seed, latency_settings(latency_seconds, seed))
+    check_folder(out)
     comparison = compare_files(engines or (Path("engines"),), reference, request, settings, console)
     paths = write_comparison(out, comparison)
+    for degradation in comparison.degradations:
+        console.warn(degradation)
     text = render(comparison, "terminal", console.style)
     console.result(text + "\n" + "\n".join(f"wrote {path}" for path in paths), comparison.to_json())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from quantlab.cli.console import echo
+
 
 @click.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -20,4 +22,4 @@ def command(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise AssertionError(f"click has no completion for {shell}")
-    click.echo(kind(group, {}, "quantlab", "_QUANTLAB_COMPLETE").source())
+    echo(kind(group, {}, "quantlab", "_QUANTLAB_COMPLETE").source())

@@ -12,11 +12,28 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from quantlab.degradation import Degradation
+from quantlab.errors import OutputError
 
 if TYPE_CHECKING:
     from quantlab.reports import Style
 
 T = TypeVar("T")
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Write a line to stdout or stderr. A reader that went away (``| head``) ends the output, not the work.
+
+    Raises:
+        OutputError: If stdout cannot be written, as on a full disk.
+    """
+    try:
+        click.echo(text, err=err, nl=not text.endswith("\n"))
+    except OSError as error:
+        # Nothing more can be written there; what is buffered would fail again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+        if not err and not isinstance(error, BrokenPipeError):
+            hint = "check the free space of where it is redirected to"
+            raise OutputError("cannot write to the standard output", got=error.strerror, hint=hint) from error
 
 
 class Loudness(IntEnum):
@@ -47,18 +64,18 @@ class Console:
     def say(self, text: str) -> None:
         """Narration, to stderr."""
         if self.loudness >= Loudness.NORMAL:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def detail(self, text: str) -> None:
         """Narration that only ``--verbose`` shows."""
         if self.loudness >= Loudness.VERBOSE:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def warn(self, degradation: Degradation) -> None:
         """A degradation, to stderr even when quiet; each once."""
         if degradation not in self._warned:
             self._warned.add(degradation)
-            click.echo(f"warning: {degradation}", err=True)
+            echo(f"warning: {degradation}", err=True)
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """A progress bar on a terminal, one line of narration elsewhere."""
@@ -71,5 +88,4 @@ class Console:
 
     def result(self, text: str, json_text: str) -> None:
         """The result: for people, or with ``--json`` one document; to stdout."""
-        chosen = json_text if self.as_json else text
-        click.echo(chosen, nl=not chosen.endswith("\n"))
+        echo(json_text if self.as_json else text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from typing import NoReturn
 
 import click
 
-from quantlab.errors import ExitCode, QuantlabError
+from quantlab.cli.console import echo
+from quantlab.errors import ExitCode, OutputError, QuantlabError
 
 VERBS = {
     "calibrate": "Images and an FP32 model to calibrated ranges, a TensorRT cache and a Q/DQ model.",
@@ -70,6 +72,12 @@ class LazyGroup(click.Group):
         """Explain planned and misspelt verbs."""
         if args and args[0] in PLANNED:
             raise click.UsageError(f"quantlab {args[0]} is planned; this version does not have it yet", ctx)
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], VERBS, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else "Verbs: " + ", ".join(VERBS) + "."
+            raise click.UsageError(f"No such command '{args[0]}'. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -90,12 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     state = State(debug="--debug" in args, json="--json" in args)
-    code = _run(args, state)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(int(code))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names need not be text of this terminal
+    sys.exit(int(_run(args, state)))
 
 
 def _run(args: list[str], state: State) -> int:
@@ -107,27 +112,35 @@ def _run(args: list[str], state: State) -> int:
         error.show()
         return ExitCode.USAGE
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted: finished steps and whole files are kept, nothing is half-written", err=True)
+        message = "interrupted: finished steps and whole files are kept, nothing is half-written"
+        if state.json:
+            _print_error("KeyboardInterrupt", message, ExitCode.INTERRUPTED)
+        echo(f"\n{message}", err=True)
         return ExitCode.INTERRUPTED
     except QuantlabError as error:
-        if state.json:
-            _print_error(type(error).__name__, str(error), error.exit_code)
-        if state.debug:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+        return _fail(error, state)
+    except MemoryError as error:
+        hint = "use fewer threads, a smaller --batch-size or smaller --shapes, or a machine with more memory"
+        return _fail(QuantlabError("there is not enough memory", got=str(error) or None, hint=hint), state)
     except Exception as error:
         if state.json:
             _print_error(type(error).__name__, str(error), ExitCode.INTERNAL)
         traceback.print_exc()
-        click.echo("internal error: this is a fault of quantlab, not yours; please report the lines above", err=True)
+        echo("internal error: this is a fault of quantlab, not yours; please report the lines above", err=True)
         return ExitCode.INTERNAL
     return int(result) if isinstance(result, int) else ExitCode.OK
 
 
+def _fail(error: QuantlabError, state: State) -> ExitCode:
+    if state.json:
+        _print_error(type(error).__name__, str(error), error.exit_code)
+    if state.debug:
+        traceback.print_exc()
+    echo(f"error: {error}", err=True)
+    return error.exit_code
+
+
 def _print_error(kind: str, message: str, code: ExitCode) -> None:
     document = {"schema": "quantlab.error/1", "error": kind, "message": message, "exit_code": int(code)}
-    click.echo(json.dumps(document, ensure_ascii=False))
+    with contextlib.suppress(OutputError):  # the exit code and stderr say it too
+        echo(json.dumps(document, ensure_ascii=False))

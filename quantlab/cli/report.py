@@ -7,13 +7,18 @@ from pathlib import Path
 import click
 
 from quantlab.cli import options
-from quantlab.cli.console import Console
+from quantlab.cli.console import Console, echo
 
 
 @click.command(short_help="Render a saved result in another format.")
 @click.argument("result", type=options.PATH)
 @click.option(
-    "--format", "name", default="terminal", show_default=True, metavar="NAME", help="terminal, md, csv, json, junit."
+    "--format",
+    "name",
+    default="terminal",
+    show_default=True,
+    metavar="NAME",
+    help="terminal, markdown, csv, json, junit or summary.",
 )
 @click.option("-o", "--out", type=options.PATH, help="Write to this file. Default: stdout.")
 @options.common
@@ -26,7 +31,7 @@ def command(result: Path, name: str, out: Path | None, console: Console) -> None
     loaded = load_result(result)
     text = render(loaded, "json" if console.as_json else name, console.style if out is None else None)
     if out is None:
-        click.echo(text, nl=not text.endswith("\n"))
+        echo(text)
     else:
         write_text(out, text)
         console.say(f"wrote {out}")

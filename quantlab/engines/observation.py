@@ -171,6 +171,8 @@ class _Observer:
         Letting ONNX Runtime allocate tens of megabytes of outputs anew for each sample costs several times the
         inference itself in page faults, so each worker binds its own buffers and keeps them while shapes stay.
         """
+        if not self.fetched:  # an empty list would mean all outputs to ONNX Runtime
+            return []
         shapes = {name: value.shape for name, value in feed.items()}
         bound: _Bound | None = getattr(self.local, "bound", None)
         if bound is not None and bound.shapes == shapes:

@@ -17,7 +17,7 @@ from quantlab.engines.protocol import Arrays
 from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
 from quantlab.engines.variant import Variant, variant_name
 from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, MeasurementError
-from quantlab.files import sha256_file
+from quantlab.files import remove_file, sha256_file
 from quantlab.graph.half import to_half
 from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import load_model, open_session, save_model
@@ -54,7 +54,7 @@ class OnnxRuntimeBuilder:
         method = variant.table.method if variant.quantized and variant.table is not None else None
         name = variant_name(NAME, variant.precision, method, len(excluded))
         path = folder / f"{name}.onnx"
-        sidecar_path(path).unlink(missing_ok=True)
+        remove_file(sidecar_path(path))
         files = save_model(proto, path, source)
         proof = prove(proto)
         size_bytes = sum(file.stat().st_size for file in files)

@@ -9,7 +9,7 @@ from pathlib import Path
 from quantlab.degradation import Degradation
 from quantlab.documents import dump_json, read_json
 from quantlab.errors import EngineMismatch
-from quantlab.files import sha256_file, write_text
+from quantlab.files import is_file, sha256_file, write_text
 from quantlab.precision import Execution, Precision
 from quantlab.records import from_plain, to_plain
 
@@ -90,6 +90,12 @@ def read_sidecar(engine: Path) -> Sidecar:
     Raises:
         EngineMismatch: If the sidecar is missing or damaged, or the file is not the one it describes.
     """
+    if not is_file(sidecar_path(engine)):
+        raise EngineMismatch(
+            f"engine {engine} has no sidecar",
+            expected=f"{sidecar_path(engine).name} beside it",
+            hint="name an engine that quantlab build wrote, and keep both files together",
+        )
     document = read_json(sidecar_path(engine), SIDECAR_SCHEMA, EngineMismatch, "engine sidecar")
     document.pop("schema")
     sidecar = from_plain(Sidecar, document, str(sidecar_path(engine)), EngineMismatch)

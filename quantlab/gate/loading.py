@@ -22,6 +22,7 @@ from quantlab.records import from_plain
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_EXTENDS = 8
+_SMALLEST_ALPHA = 1e-12  # below, 1 - alpha loses its digits
 _OUTPUT_METRICS = {
     Metric.SQNR_DB, Metric.COSINE, Metric.KL_NATS, Metric.MAX_ABS_ERROR, Metric.FINITE, Metric.NOT_CONSTANT
 }  # fmt: skip
@@ -136,10 +137,9 @@ def _resolve(name: str, documents: Sequence[_Document]) -> Policy:
         checks |= {check.id: check for check in document.check}
         waivers += document.waiver
     gate = from_plain(GateSection, settings, f"policy {name}.gate")
-    if not 0.0 < gate.alpha < 0.5:
-        raise ConfigError(
-            f"alpha of policy {name} is out of range", got=gate.alpha, expected="above 0 and below 0.5, such as 0.05"
-        )
+    if not _SMALLEST_ALPHA <= gate.alpha < 0.5:
+        expected = f"above 0 (at least {_SMALLEST_ALPHA:g}) and below 0.5, such as 0.05"
+        raise ConfigError(f"alpha of policy {name} is out of range", got=gate.alpha, expected=expected)
     if not checks:
         raise ConfigError(f"policy {name} has no check", hint='write a [[check]] or extends = "quantlab:default"')
     known = [*checks, *GUARD_IDS, *(f"degradation.{code}" for code in DegradationCode)]

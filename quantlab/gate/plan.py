@@ -11,6 +11,8 @@ from quantlab.errors import ConfigError
 POWERS = (0.8, 0.9)
 """Probabilities of a PASS, if the assumed loss is true, that plans are made for."""
 
+_SMALLEST_MARGIN = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -73,21 +75,22 @@ def images_for_margin(
         4947
     """
     _check_probabilities(alpha, power)
-    if not 0.0 < margin < 1.0:
-        raise ConfigError("the margin is out of range", got=f"{100 * margin:g} pp", expected="above 0 and below 100 pp")
+    if not _SMALLEST_MARGIN <= margin < 1.0:
+        expected = f"above 0 (at least {100 * _SMALLEST_MARGIN:g}) and below 100 pp"
+        raise ConfigError("the margin is out of range", got=f"{100 * margin:g} pp", expected=expected)
     if not abs(true_loss) <= discordance <= 1.0:
         raise ConfigError(
             "the discordance is out of range",
             got=f"{100 * discordance:g} %",
             expected=f"from {100 * abs(true_loss):g} (the assumed loss) to 100 %",
         )
-    if true_loss >= margin:
+    if margin - true_loss < _SMALLEST_MARGIN:
         raise ConfigError(
             "no number of images can show a loss below the margin if the true loss is not below it",
             got=f"true loss {100 * true_loss:g} pp, margin {100 * margin:g} pp",
             expected="a true loss below the margin",
         )
-    z_alpha, z_power = NormalDist().inv_cdf(1.0 - alpha), NormalDist().inv_cdf(power)
+    z_alpha, z_power = -NormalDist().inv_cdf(alpha), NormalDist().inv_cdf(power)
     variance = discordance - true_loss * true_loss
     paired = (z_alpha + z_power) ** 2 * variance / (margin - true_loss) ** 2
     no_flip = z_alpha**2 * (1.0 - margin) / margin
@@ -109,7 +112,7 @@ def images_for_proportion(limit: float, expected: float, *, alpha: float = 0.05,
     _check_probabilities(alpha, power)
     if not 0.0 < limit < 1.0 or expected <= limit:
         return None
-    z_alpha, z_power = NormalDist().inv_cdf(1.0 - alpha), NormalDist().inv_cdf(power)
+    z_alpha, z_power = -NormalDist().inv_cdf(alpha), NormalDist().inv_cdf(power)
     spread = z_alpha * math.sqrt(limit * (1.0 - limit)) + z_power * math.sqrt(expected * (1.0 - expected))
     normal = (spread / (expected - limit)) ** 2
     return _round_up(max(normal, math.log(alpha) / math.log(limit)))

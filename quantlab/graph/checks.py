@@ -64,7 +64,7 @@ def check_structure(proto: ModelProto, where: str) -> None:
         name = re.search(r"Name: (\S+)", text)
         node = f": node {name.group(1)!r}" if name else ""
         raise ModelError(
-            f"{where} is not a valid ONNX model{node}", got=text.splitlines()[0][:300], hint="export the model again"
+            f"{where} is not a valid ONNX model{node}", got=" ".join(text.split())[:300], hint="export the model again"
         ) from cause
 
 

@@ -177,6 +177,8 @@ def load_model(path: Path) -> Model:
     """
     path = Path(path)
     where = f"model {path}"
+    if not _is_utf8(path.name):
+        raise ModelError(f"the name of {where} is not UTF-8 text", got=repr(path.name), hint="rename or link the file")
     proto = _parse(path, where)
     tensors = [tensor for _, tensor in model_tensors(proto)]
     folder = path.parent
@@ -276,6 +278,8 @@ def _read(path: Path, where: str) -> bytes:
             hint = f"did you mean {models[0]}?" if models else None
             raise ModelError(f"{where} is a folder", expected="an .onnx file", hint=hint)
         data = path.read_bytes()
+    except ValueError as cause:  # a NUL character in the name
+        raise ModelError(f"cannot read {where!r}", got=str(cause)) from cause
     except FileNotFoundError:
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = near_match(path.name, names)
@@ -286,6 +290,15 @@ def _read(path: Path, where: str) -> bytes:
     if not data:
         raise ModelError(f"{where} is empty", got="0 bytes", hint="copy, download or export it again")
     return data
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file name can be written into provenance; Linux allows any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _metadata(proto: ModelProto) -> dict[str, str]:

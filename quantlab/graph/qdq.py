@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from quantlab.calibrators.quantize import SMALLEST_SCALE, Parameters, parameters, weight_scales
 from quantlab.calibrators.table import CalibrationTable, TensorEntry
 from quantlab.degradation import Degradation, DegradationCode
+from quantlab.documents import near_match
 from quantlab.errors import ConfigError, EngineBuildError, ModelError
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import Model, has_qdq, tensor_array
@@ -76,6 +77,30 @@ def constant_weight(node: NodeProto, initializers: Collection[str]) -> bool:
     return len(node.input) > 1 and node.input[1] in initializers
 
 
+def excluded_layers(graph: GraphProto, target: TargetProfile, patterns: Collection[str]) -> frozenset[str]:
+    """Names of the quantizable layers that the names or patterns select.
+
+    Raises:
+        ConfigError: If one selects none.
+    """
+    initializers = {initializer.name for initializer in graph.initializer}
+    names = [
+        node.name for node in graph.node if node.op_type in target.weighted_ops and constant_weight(node, initializers)
+    ]
+    excluded: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern) or [name for name in names if name == pattern]
+        if not matched:
+            near = near_match(pattern, names)
+            raise ConfigError(
+                f"nothing to exclude: no quantizable layer is named {pattern!r}",
+                expected=", ".join(names[:6]) + (", ..." if len(names) > 6 else ""),
+                hint=f"did you mean {near!r}?" if near else None,
+            )
+        excluded.update(matched)
+    return frozenset(excluded)
+
+
 class _Writer:
     """One pass over a graph: decide which edges are quantized, then rewrite them."""
 
@@ -88,25 +113,12 @@ class _Writer:
         self.entries = table.entries()
         self.outputs = {value.name for value in self.graph.output}
         self.initializers = self.index.initializers.keys()
-        self.excluded = self._match(exclude)
+        self.excluded = excluded_layers(self.graph, target, exclude)
         self.parameters: dict[str, Parameters] = {}
         self.edges: set[tuple[int, int]] = set()
         self.weights: dict[tuple[str, int], tuple[str, NDArray[np.float32]]] = {}
         self.before: dict[int, list[NodeProto]] = {}
         self.unranged: list[str] = []
-
-    def _match(self, patterns: Collection[str]) -> frozenset[str]:
-        names = [node.name for node in self.graph.node if self._weighted(node)]
-        excluded: set[str] = set()
-        for pattern in patterns:
-            matched = fnmatch.filter(names, pattern) or [name for name in names if name == pattern]
-            if not matched:
-                raise ConfigError(
-                    f"nothing to exclude: no quantizable layer is named {pattern!r}",
-                    expected=", ".join(names[:6]) + (", ..." if len(names) > 6 else ""),
-                )
-            excluded.update(matched)
-        return frozenset(excluded)
 
     def _weighted(self, node: NodeProto) -> bool:
         return node.op_type in self.target.weighted_ops and constant_weight(node, self.initializers)
@@ -218,16 +230,14 @@ class _Writer:
         name = node.input[1]
         if (name, axis) not in self.weights:
             weight = self._values(name)
-            scales = weight_scales(weight, axis)
-            bias = self._int32_bias(node)
-            if bias is not None:
-                scales = self._scales_for_bias(scales, bias, node)
+            others = tuple(i for i in range(weight.ndim) if i != axis)
+            scales = self._scales_for_biases(weight_scales(weight, axis), ~weight.any(axis=others), name)
             shape = [1] * weight.ndim
             shape[axis] = -1
             codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
-            self.weights[name, axis] = (self._add_weight(position, name, codes, scales, axis), scales)
-        node.input[1], scales = self.weights[name, axis]
+            self.weights[name, axis] = (self._dequantized(position, f"{name}_int8", codes, scales, axis), scales)
         bias = self._int32_bias(node)
+        node.input[1], scales = self.weights[name, axis]
         if bias is not None:
             self._quantize_bias(position, bias, scales)
 
@@ -245,44 +255,49 @@ class _Writer:
         if scaled or node.input[2] not in self.initializers:
             return None
         bias = self._values(node.input[2])
-        return bias if bias.ndim == 1 else None
+        channels = self.index.initializers[node.input[1]].dims[weight_axis(node, self._rank(node.input[1]))]
+        return bias if bias.shape == (channels,) else None
 
-    def _scales_for_bias(
-        self, scales: NDArray[np.float32], bias: NDArray[np.float32], node: NodeProto
+    def _scales_for_biases(
+        self, scales: NDArray[np.float32], dead: NDArray[np.bool_], weight: str
     ) -> NDArray[np.float32]:
-        """Widen the scales of nearly dead channels until the bias fits INT32."""
-        if bias.shape != scales.shape:
-            return scales
-        smallest = np.abs(bias) / (_INT32_LIMIT * self.parameters[node.input[0]].scale)
-        return np.maximum(scales, smallest.astype(np.float32))
+        """Widen the scales of nearly dead channels until the biases of all layers that share the weight fit INT32.
+
+        The scale of dead channels is free, so it becomes the one that loses nothing of their biases.
+        """
+        needed = np.zeros(scales.shape)
+        for node in self.index.consumers[weight]:
+            if not self._weighted(node) or node.input[1] != weight or node.name in self.excluded:
+                continue
+            bias, chosen = self._int32_bias(node), self._activation(node.input[0])
+            if bias is not None and chosen is not None and bias.shape == scales.shape:
+                needed = np.maximum(needed, np.abs(bias) / (_INT32_LIMIT * chosen.scale))
+        free = dead & (needed > 0)
+        widened = np.where(free, np.maximum(needed, SMALLEST_SCALE), np.maximum(scales, needed))
+        return np.asarray(widened, np.float32)
 
     def _quantize_bias(self, position: int, bias: NDArray[np.float32], scales: NDArray[np.float32]) -> None:
         node = self.graph.node[position]
         combined = np.maximum(scales.astype(np.float64) * self.parameters[node.input[0]].scale, SMALLEST_SCALE)
         combined = np.broadcast_to(combined, bias.shape).astype(np.float32)
         codes = np.clip(np.rint(bias / combined.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
-        name = self.index.fresh(f"{node.input[2]}_int32")
-        self._constant(name, codes)
-        self._constant(f"{name}_scale", combined)
-        zero = self._constant(f"{name}_zero", np.zeros(combined.shape, np.int32))
-        self._dequantize(position, [name, f"{name}_scale", zero], f"{name}_dq", 0)
-        node.input[2] = f"{name}_dq"
+        node.input[2] = self._dequantized(position, f"{node.input[2]}_int32", codes, combined, 0)
 
-    def _add_weight(
-        self, position: int, name: str, codes: NDArray[np.int8], scales: NDArray[np.float32], axis: int
+    def _dequantized(
+        self, position: int, base: str, codes: NDArray[np.generic], scales: NDArray[np.float32], axis: int
     ) -> str:
-        base = self.index.fresh(f"{name}_int8")
-        self._constant(base, codes)
-        self._constant(f"{base}_scale", scales)
-        zero = self._constant(f"{base}_zero", np.zeros(scales.shape, np.int8))
-        self._dequantize(position, [base, f"{base}_scale", zero], f"{base}_dq", axis)
-        return f"{base}_dq"
-
-    def _dequantize(self, position: int, inputs: list[str], output: str, axis: int) -> None:
-        node = helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=axis)
+        """Store constant codes and put a DequantizeLinear with zero-points 0 before a node; the name of its output."""
+        stored = self._constant(base, codes)
+        scale = self._constant(f"{base}_scale", scales)
+        zero = self._constant(f"{base}_zero", np.zeros(scales.shape, codes.dtype))
+        output = self.index.fresh(f"{base}_dq")
+        node = helper.make_node("DequantizeLinear", [stored, scale, zero], [output], name=output, axis=axis)
         self.before.setdefault(position, []).append(node)
+        return output
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """Store a constant under this name, or one like it that is free."""
+        name = self.index.fresh(name)
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
@@ -315,8 +330,8 @@ class _Writer:
         dtype = self.target.activation.dtype
         scale = self._constant(f"{base}_scale", np.array(chosen.scale, np.float32))
         zero = self._constant(f"{base}_zero", np.array(chosen.zero_point, dtype))
-        quantize = helper.make_node("QuantizeLinear", [tensor, scale, zero], [base], name=f"{base}_q")
-        output = f"{base}_dq"
+        output = self.index.fresh(f"{base}_dq")
+        quantize = helper.make_node("QuantizeLinear", [tensor, scale, zero], [base], name=self.index.fresh(f"{base}_q"))
         return [quantize, helper.make_node("DequantizeLinear", [base, scale, zero], [output], name=output)]
 
     def _drop_unused(self) -> None:

@@ -12,7 +12,9 @@ from quantlab.engines.protocol import EngineBuilder
 from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.variant import Variant
 from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch
+from quantlab.files import check_folder
 from quantlab.graph.prepare import Prepared
+from quantlab.graph.qdq import excluded_layers
 from quantlab.graph.targets import TARGETS, TargetProfile
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
@@ -101,11 +103,12 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
 
     Raises:
         BackendUnavailable: If a variant is not supported.
-        ConfigError: If a quantized variant has no table.
+        ConfigError: If a quantized variant has no table, or an exclusion matches no layer.
         EngineMismatch: If a table belongs to another model.
         EngineBuildError: If a graph is refused.
         OutputError: If a file cannot be written.
     """
+    check_folder(folder)
     for variant in variants:
         reason = builder_for(variant.backend).supports(variant)
         if reason is not None:
@@ -116,6 +119,7 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
                     f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
                 )
             check_table(variant.prepared, variant.table)
+            excluded_layers(variant.prepared.model.proto.graph, variant.target, variant.exclude)
     sidecars = []
     for variant in variants:
         path = builder_for(variant.backend).build(variant, folder)

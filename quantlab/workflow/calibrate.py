@@ -16,8 +16,8 @@ from quantlab.calibrators.tensorrt_cache import CalibrationCache
 from quantlab.datasets import Dataset, ResolvedPreprocess
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
 from quantlab.engines.observation import observe, observed_tensors
-from quantlab.errors import CalibrationError, ConfigError
-from quantlab.files import write_text
+from quantlab.errors import CalibrationError, ConfigError, OutputError
+from quantlab.files import check_folder, remove_file, write_text
 from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import save_model
 from quantlab.graph.prepare import Prepared
@@ -36,11 +36,18 @@ class CalibrateSettings:
         method: Range method written into the cache and the Q/DQ model; the table holds them all.
         percentile: Share kept by the percentile method, in per cent.
         threads: Workers.
+
+    Raises:
+        ConfigError: If the method or the percentile is wrong.
     """
 
     method: str
     percentile: float
     threads: int
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        range_methods(self.percentile)  # making them is the check
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +91,10 @@ def calibrate(
     """Run the data through the model once and compute every method's ranges.
 
     Raises:
-        ConfigError: If the method or the percentile is wrong.
         CalibrationError: If the model fails on a sample, or a tensor has no finite value.
         DataError: If no sample can be read.
     """
-    method = check_method(settings.method)
-    methods = range_methods(settings.percentile)
+    method, methods = settings.method, range_methods(settings.percentile)
     histograms = observe(prepared, dataset, observed_tensors(prepared), settings.threads, narrator)
     with ThreadPoolExecutor(settings.threads) as pool:
         tensors = tuple(pool.map(lambda name: measure_tensor(name, histograms[name], methods), sorted(histograms)))
@@ -138,7 +143,7 @@ def write_calibration(
     quantized = quantize_model(prepared.model, table, target)
     check_quantized(quantized.proto)
     cache = CalibrationCache.from_table(table).render()
-    files.table.unlink(missing_ok=True) if files.table.is_file() else None
+    remove_file(files.table)
     save_histograms(files.histograms, histograms)
     write_text(files.cache, cache)
     save_model(with_preprocess(quantized.proto, table), files.qdq, prepared.model)
@@ -147,12 +152,18 @@ def write_calibration(
 
 
 def check_overwrite(folder: Path, prepared: Prepared, *, force: bool) -> None:
-    """Refuse to replace a calibration of another model, before any work is done.
+    """Refuse a folder that cannot be written to, or holds a calibration of another model, before any work is done.
 
     Raises:
-        ConfigError: If ``folder`` holds one and ``force`` is not set.
+        OutputError: If ``folder`` cannot be written to.
+        ConfigError: If it holds another model's calibration and ``force`` is not set.
     """
+    check_folder(folder)
     path = folder / "calibration.json"
+    if path.is_dir():
+        raise OutputError(
+            f"cannot write {path}", got="a folder of that name", expected="a file name", hint="use another folder, -o"
+        )
     if force or not path.is_file():
         return
     try:

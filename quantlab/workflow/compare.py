@@ -6,34 +6,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantlab.datasets import ResolvedPreprocess
+from quantlab.documents import near_match
 from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
 from quantlab.errors import ConfigError, EngineMismatch
-from quantlab.files import write_text
+from quantlab.files import is_file, is_folder, write_text
 from quantlab.graph.model import load_model
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
+from quantlab.harness.latency import LatencySettings
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 from quantlab.reports import render
 from quantlab.workflow.build import builder_for
 from quantlab.workflow.sources import DataRequest, open_data
 
+_LONGEST_TIMING_S = 86400
+
 
 def find_engines(paths: Sequence[Path]) -> list[Path]:
-    """Engine files named directly, or all with sidecars in the named folders, sorted by name.
+    """Engine files named directly or by their sidecars, or all with sidecars in the named folders, sorted by name.
 
     Raises:
         ConfigError: If there are none.
     """
     found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
+    for named in paths:
+        path = named.with_name(named.name.removesuffix(SIDECAR_SUFFIX)) if named.name != SIDECAR_SUFFIX else named
+        if is_folder(path):
             engines = sorted(p.with_name(p.name.removesuffix(SIDECAR_SUFFIX)) for p in path.glob(f"*{SIDECAR_SUFFIX}"))
             if not engines:
                 raise ConfigError(f"folder {path} holds no engines", hint="run quantlab build first")
             found += engines
-        elif path.exists():
+        elif is_file(path):
             found.append(path)
         else:
             raise ConfigError(f"engine {path} does not exist", hint="run quantlab build first")
@@ -65,7 +70,9 @@ def reference_name(sidecars: Sequence[Sidecar], wanted: str | None) -> str:
     names = [sidecar.name for sidecar in sidecars]
     if wanted is not None:
         if wanted not in names:
-            raise ConfigError(f"no engine is named {wanted!r}", expected=", ".join(names))
+            near = near_match(wanted, names)
+            hint = f"did you mean {near!r}?" if near else None
+            raise ConfigError(f"no engine is named {wanted!r}", expected=", ".join(names), hint=hint)
         return wanted
     floats = [sidecar.name for sidecar in sidecars if sidecar.requested is Precision.FP32]
     if len(floats) != 1:
@@ -95,6 +102,18 @@ def check_preprocess(sidecars: Sequence[Sidecar], resolved: ResolvedPreprocess) 
                 else "ready tensors",
                 hint="use the same --preprocess for calibrate and compare",
             )
+
+
+def latency_settings(seconds: float, seed: int) -> LatencySettings | None:
+    """Settings for a timing budget in seconds; None for a budget of 0.
+
+    Raises:
+        ConfigError: If the budget is negative, longer than a day, or no number.
+    """
+    if not 0.0 <= seconds <= _LONGEST_TIMING_S:
+        expected = f"seconds from 0 to {_LONGEST_TIMING_S}"
+        raise ConfigError("the timing budget latency-seconds is out of range", got=seconds, expected=expected)
+    return LatencySettings(seconds=seconds, seed=seed) if seconds > 0.0 else None
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ import datetime as dt
 from pathlib import Path
 
 from quantlab.errors import ConfigError
-from quantlab.files import write_text
+from quantlab.files import is_file, is_folder, write_text
 from quantlab.gate import PRESETS, Policy, Verdict, evaluate, load_policy
 from quantlab.harness.comparison import Comparison
 from quantlab.reports import render
@@ -18,7 +18,11 @@ def find_policy(name: str, folder: Path) -> Policy:
     Raises:
         ConfigError: If it is missing or wrong.
     """
-    return load_policy(name if name in PRESETS or name.startswith("quantlab:") else folder / name)
+    if name in PRESETS or name.startswith("quantlab:"):
+        return load_policy(name)
+    if f"quantlab:{name}" in PRESETS and not is_file(folder / name):
+        raise ConfigError(f"policy {folder / name} does not exist", hint=f"did you mean 'quantlab:{name}'?")
+    return load_policy(folder / name)
 
 
 def judge(comparison: Comparison, policy: Policy, today: dt.date) -> Verdict:
@@ -45,7 +49,7 @@ def comparison_path(path: Path) -> Path:
     Raises:
         ConfigError: If a folder holds none.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     inner = path / "comparison.json"
     if not inner.is_file():

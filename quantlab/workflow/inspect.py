@@ -11,6 +11,7 @@ from quantlab.calibrators.tensorrt_cache import CalibrationCache
 from quantlab.datasets import METADATA_KEY, preprocess_from_metadata
 from quantlab.engines.sidecar import SIDECAR_SCHEMA, SIDECAR_SUFFIX, Sidecar, read_sidecar, sidecar_path
 from quantlab.errors import DataError
+from quantlab.files import is_file
 from quantlab.graph.model import load_model, model_inputs, model_outputs
 from quantlab.graph.proof import prove
 from quantlab.graph.tensors import model_tensors, payload_bytes
@@ -46,7 +47,7 @@ def inspect_file(path: Path, style: Style) -> Inspection:
         return _inspect_engine(path.with_name(path.name.removesuffix(SIDECAR_SUFFIX)))
     if path.suffix == ".json":
         return _inspect_json(path, style)
-    if sidecar_path(path).is_file():
+    if is_file(sidecar_path(path)):
         return _inspect_engine(path)
     return _inspect_model(path)
 

@@ -149,4 +149,36 @@ def load_recipe(path: Path) -> Recipe:
             got=document.get("schema", "none"),
             expected=f"schema = {RECIPE_VERSION} as its first line",
         )
-    return from_plain(Recipe, document, str(path), ConfigError)
+    recipe = from_plain(Recipe, document, str(path), ConfigError)
+    _check_numbers(recipe, path)
+    _check_names(recipe, path)
+    return recipe
+
+
+def _check_numbers(recipe: Recipe, path: Path) -> None:
+    """Refuse numbers that would fail, or mean nothing, only after hours of work."""
+    wanted = [("run.seed", recipe.run.seed, 0, 2**32 - 1)]
+    if recipe.compare is not None:
+        wanted += [
+            ("compare.batch-size", recipe.compare.batch_size, 1, 65536),
+            ("compare.latency-batch", recipe.compare.latency_batch, 1, 65536),
+        ]
+    for key, value, low, high in wanted:
+        if not low <= value <= high:
+            raise ConfigError(f"{path}.{key} has a wrong value", got=value, expected=f"{low} to {high}")
+
+
+def _check_names(recipe: Recipe, path: Path) -> None:
+    """Refuse what TOML can write and no file can be called."""
+    names: dict[str, str | None] = {
+        "model.file": recipe.model.file,
+        "gate.policy": recipe.gate.policy,
+        "run.out": recipe.run.out,
+    }
+    if recipe.calibrate is not None:
+        names["calibrate.data"] = recipe.calibrate.data
+    if recipe.compare is not None:
+        names |= {"compare.data": recipe.compare.data, "compare.labels": recipe.compare.labels}
+    for key, name in names.items():
+        if name is not None and "\0" in name:
+            raise ConfigError(f"{path}.{key} has a wrong value", got=repr(name), expected="a name without NUL")

@@ -19,12 +19,17 @@ from quantlab.graph.prepare import Prepared
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.environment import processor_name
-from quantlab.harness.latency import LatencySettings
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 from quantlab.workflow.build import build_variants, builder_for, target_for
 from quantlab.workflow.calibrate import CalibrateSettings, CalibrationFiles, calibrate, write_calibration
-from quantlab.workflow.compare import check_preprocess, load_engines, reference_name, write_comparison
+from quantlab.workflow.compare import (
+    check_preprocess,
+    latency_settings,
+    load_engines,
+    reference_name,
+    write_comparison,
+)
 from quantlab.workflow.gate import find_policy, judge, write_verdict
 from quantlab.workflow.recipe import CalibrateSection, CompareSection, Recipe, load_recipe
 from quantlab.workflow.sources import DataRequest, open_data, open_model, thread_count
@@ -86,18 +91,20 @@ class _Chain:
         self.threads = thread_count(recipe.run.threads)
         self.target = target_for(recipe.build.target)
         builder_for(recipe.build.backend)
+        self.calibration = CalibrateSettings(calibrate_section.method, calibrate_section.percentile, self.threads)
+        self.latency = latency_settings(compare_section.latency_seconds, recipe.run.seed)
         self.steps = Steps(out, narrator, force=force)
 
     def run(self, today: dt.date) -> RunResult:
-        # The policy is read first, so that a mistake in it does not cost a run.
+        # Policy and data are opened first, so that a mistake in them does not cost a run.
         policy = find_policy(self.recipe.gate.policy, self.folder)
         prepared = open_model(self.folder / self.recipe.model.file, self.recipe.model.shapes, self.narrator)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
-        table, files = self._calibrate(prepared, *calibration)
-        engines = self._build(prepared, table)
         section = self.compare_section
         labels = self.folder / section.labels if section.labels else None
         evaluation = self._data(prepared, section.data, labels, section.limit)
+        table, files = self._calibrate(prepared, *calibration)
+        engines = self._build(prepared, table)
         comparison, compared = self._compare(engines, *evaluation)
         verdict = judge(comparison, policy, today)
         judged = write_verdict(self.out, verdict)
@@ -122,8 +129,7 @@ class _Chain:
     def _calibrate(
         self, prepared: Prepared, dataset: Dataset, resolved: ResolvedPreprocess
     ) -> tuple[CalibrationTable, CalibrationFiles]:
-        section = self.calibrate_section
-        settings = CalibrateSettings(section.method, section.percentile, self.threads)
+        settings = self.calibration
         files = CalibrationFiles.of(self.out / "calibration", prepared.model.name)
 
         def action() -> Iterable[Path]:
@@ -134,8 +140,8 @@ class _Chain:
             "graph": prepared.graph_sha256,
             "data": dataset.manifest.sha256,
             "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
-            "method": section.method,
-            "percentile": section.percentile,
+            "method": settings.method,
+            "percentile": settings.percentile,
             "target": self.target.name,
             "onnxruntime": version("onnxruntime"),
         }
@@ -186,8 +192,7 @@ class _Chain:
         sidecars = [engine.sidecar for engine in engines]
         check_preprocess(sidecars, resolved)
         seed = self.recipe.run.seed
-        latency = LatencySettings(seconds=section.latency_seconds, seed=seed) if section.latency_seconds > 0 else None
-        settings = CompareSettings(section.batch_size, section.latency_batch, self.threads, seed, latency)
+        settings = CompareSettings(section.batch_size, section.latency_batch, self.threads, seed, self.latency)
         written: tuple[Path, ...] = tuple(self.out / f"comparison.{suffix}" for suffix in ("json", "csv", "md"))
 
         def action() -> Iterable[Path]:

@@ -18,6 +18,8 @@ from quantlab.harness.environment import available_cpus
 from quantlab.progress import Narrator
 from quantlab.workflow.recipe import RECIPE_NAME, load_recipe
 
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class DataRequest:
@@ -176,8 +178,9 @@ def thread_count(requested: int) -> int:
     """Threads to use: the requested number, or all processors for 0.
 
     Raises:
-        ConfigError: If negative.
+        ConfigError: If negative, or absurdly many.
     """
-    if requested < 0:
-        raise ConfigError("the number of threads is negative", got=requested, expected="1 or more, or 0 for all")
+    if not 0 <= requested <= _MOST_THREADS:
+        expected = f"1 or more, at most {_MOST_THREADS}, or 0 for all processors"
+        raise ConfigError("the number of threads is out of range", got=requested, expected=expected)
     return requested or available_cpus()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantlab.documents import canonical_sha256, dump_json, read_json
 from quantlab.errors import ConfigError
-from quantlab.files import sha256_file, write_text
+from quantlab.files import check_folder, sha256_file, write_text
 from quantlab.progress import Narrator
 from quantlab.records import from_plain, to_plain
 
@@ -39,13 +39,12 @@ class Steps:
     """Finished steps of a run; the record is written after each, so an interrupted run goes on where it was."""
 
     def __init__(self, folder: Path, narrator: Narrator, *, force: bool) -> None:
+        check_folder(folder)
         self.folder, self.narrator = folder, narrator
         self.path = folder / STATE_NAME
         self.records: dict[str, StepRecord] = {}
         if self.path.is_file() and not force:
-            document = read_json(self.path, STATE_SCHEMA, ConfigError, "run state")
-            document.pop("schema")
-            self.records = dict(from_plain(_State, document, str(self.path)).steps)
+            self.records = dict(self._load().steps)
 
     def run(self, name: str, inputs: Mapping[str, object], action: Callable[[], Iterable[Path]]) -> None:
         """Run ``action``, which returns the files it wrote, unless it was finished with the same inputs.
@@ -64,6 +63,15 @@ class Steps:
         files = {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in action()}
         self.records[name] = StepRecord(key, files)
         self._save()
+
+    def _load(self) -> _State:
+        try:
+            document = read_json(self.path, STATE_SCHEMA, ConfigError, "run state")
+            document.pop("schema")
+            return from_plain(_State, document, str(self.path))
+        except ConfigError as error:
+            hint = "run every step again with --force"
+            raise ConfigError(error.what, got=error.got, expected=error.expected, hint=hint) from error
 
     def _fresh(self, name: str, key: str) -> bool:
         record = self.records.get(name)

@@ -50,11 +50,6 @@ def call(arguments: Sequence[str], read: Callable[[], tuple[str, str]]) -> Answe
         code = ended.code
     out, err = read()
     assert isinstance(code, int)
-    import os as _o
-    if _o.environ.get("DUMP"):
-        with open(_o.environ["DUMP"], "a") as f:
-            print("###", " ".join(arguments)[:150].encode("utf-8", "backslashreplace").decode(), "->", code, file=f)
-            print(err[:1200], file=f)
     return Answer(code, out, err)
 
 

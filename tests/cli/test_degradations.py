@@ -1,0 +1,213 @@
+"""Every degradation is reported by the command line, and refused by the gate unless the policy allows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from bad_case import args
+from cli_bench import PASSING, Bench, Cli, graph_model, tiny_cnn, value, weight
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from PIL import Image
+
+from quantlab.degradation import DegradationCode
+from quantlab.errors import ExitCode
+
+NEVER_REPORTED = {DegradationCode.NO_RANGE}
+"""Defined, allowed by built-in policies, and reported by nothing: what it describes is counted as NOT_QUANTIZED."""
+
+CALIBRATE = args("calibrate --model net.onnx --data images --preprocess unit.toml --threads 1")
+COMPARE = args("compare --data eval --preprocess unit.toml --threads 1 --latency-seconds 0")
+BUILD = args("build --model net.onnx --table calibration/calibration.json --precisions")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """How to bring a degradation about, and how it is reported."""
+
+    prepare: Callable[[Bench, Cli], object]
+    arguments: tuple[str, ...]
+    count: int
+    says: str
+
+
+def plain(bench: Bench, proto: ModelProto | None = None) -> None:
+    bench.take("images", "unit.toml")
+    bench.model(proto or tiny_cnn())
+
+
+def _transparent(bench: Bench, _: Cli) -> None:
+    plain(bench)
+    Image.new("RGBA", (8, 8), (10, 20, 30, 40)).save(bench / "images/2/ghost.png")
+
+
+def _duplicate(bench: Bench, _: Cli) -> None:
+    plain(bench)
+    shutil.copyfile(bench / "images/1/0.png", bench / "images/2/again.png")
+
+
+def _named_classes(bench: Bench, _: Cli) -> None:
+    plain(bench)
+    for old, new in zip("0123", ("bird", "cat", "dog", "eel"), strict=True):
+        (bench / "images" / old).rename(bench / "images" / new)
+    bench.model(tiny_cnn(classes=7))
+
+
+def _one_label(bench: Bench, _: Cli) -> None:
+    bench.take("engines", "eval", "unit.toml")
+    bench.write("labels.csv", "0/3.png,0\n")
+
+
+def _needs_pixels(bench: Bench, _: Cli) -> None:
+    """A model that looks its brightest pixel up in a table of four: random numbers lie outside of the table."""
+    proto = tiny_cnn()
+    proto.graph.node[-1].output[0] = "scores"
+    proto.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["x"], ["brightest"], name="max", axes=[1, 2, 3], keepdims=0),
+            helper.make_node("Mul", ["brightest", "three"], ["scaled"], name="scale"),
+            helper.make_node("Cast", ["scaled"], ["row"], name="cast", to=TensorProto.INT64),
+            helper.make_node("Gather", ["rows", "row"], ["bonus"], name="gather"),
+            helper.make_node("Add", ["scores", "bonus"], ["y"], name="add"),
+        ]
+    )
+    proto.graph.initializer.extend([weight("rows", 4, 4), numpy_helper.from_array(np.float32(3.0), "three")])
+    plain(bench, proto)
+
+
+def _log_of_zero(bench: Bench, _: Cli) -> None:
+    proto = tiny_cnn()
+    proto.graph.node.append(helper.make_node("Log", ["r1"], ["z"], name="log"))
+    proto.graph.output.append(value("z", "n", 8, 8, 8))
+    plain(bench, proto)
+
+
+def _dead_branch(bench: Bench, cli: Cli) -> None:
+    """A convolution whose input is always zero: ``Relu(-|x|)``."""
+    proto = graph_model(
+        [
+            helper.make_node("Abs", ["x"], ["a"], name="abs"),
+            helper.make_node("Neg", ["a"], ["n1"], name="neg"),
+            helper.make_node("Relu", ["n1"], ["dead"], name="relu"),
+            helper.make_node("Conv", ["dead", "w1"], ["c1"], name="dead_conv"),
+            helper.make_node("Conv", ["x", "w2"], ["c2"], name="conv"),
+            helper.make_node("Add", ["c1", "c2"], ["y"], name="add"),
+        ],
+        [value("x", "n", 3, 8, 8)],
+        [value("y", "n", 4, 8, 8)],
+        [weight("w1", 4, 3, 1, 1), weight("w2", 4, 3, 1, 1)],
+    )
+    plain(bench, proto)
+    assert cli(*CALIBRATE).code == 0
+
+
+def _quantized(bench: Bench, _: Cli) -> None:
+    bench.take("calibration")
+    shutil.copyfile(bench / "calibration/net.qdq.onnx", bench / "net.onnx")
+
+
+def _huge_weight(bench: Bench, _: Cli) -> None:
+    proto = tiny_cnn()
+    values = numpy_helper.to_array(proto.graph.initializer[2]).copy()
+    values[0, 0] = 1e6  # beyond 65504
+    proto.graph.initializer[2].CopyFrom(numpy_helper.from_array(values, "w2"))
+    bench.model(proto)
+
+
+EXAMPLES = {
+    DegradationCode.ASSUMED_PREPROCESS: Example(
+        lambda b, _: plain(b), args("calibrate --data images --threads 1"), 1, r"stretch to 8x8.*--preprocess"
+    ),
+    DegradationCode.UNREADABLE_SAMPLES: Example(
+        lambda b, _: (plain(b), b.write("images/0/x.png", b"no")), CALIBRATE, 1, r"0/x\.png: is not an image"
+    ),
+    DegradationCode.LOSSY_DECODE: Example(_transparent, CALIBRATE, 1, r"transparency.*2/ghost\.png"),
+    DegradationCode.DUPLICATE_SAMPLES: Example(_duplicate, CALIBRATE, 1, r"same content.*2/again\.png"),
+    DegradationCode.OVERLAP: Example(
+        lambda b, _: b.take("engines", "images", "unit.toml"),
+        args("compare --data images --preprocess unit.toml --latency-seconds 0"),
+        12,
+        r"12 of 12 evaluation samples were also used for calibration.*0/0\.png",
+    ),
+    DegradationCode.UNLABELLED_SAMPLES: Example(
+        _one_label, (*COMPARE, "--labels", "labels.csv"), 11, r"no label.*0/4\.png"
+    ),
+    DegradationCode.ASSUMED_LABELS: Example(
+        _named_classes, CALIBRATE, 4, r"4 sorted names while the model has 7 classes.*--labels"
+    ),
+    DegradationCode.RANDOM_DATA: Example(
+        lambda b, _: plain(b), args("calibrate --data random:4"), 4, r"4 samples of random numbers"
+    ),
+    DegradationCode.PADDED_BATCH: Example(
+        lambda b, _: plain(b, tiny_cnn(batch=5)), CALIBRATE, 3, r"last batch of 5 was filled with 3"
+    ),
+    DegradationCode.NOT_SIMPLIFIED: Example(_needs_pixels, CALIBRATE, 1, r"could not be verified on random samples"),
+    DegradationCode.NON_FINITE_VALUES: Example(_log_of_zero, CALIBRATE, 1, r"NaN or infinite.*\(z\)"),
+    DegradationCode.METHOD_FALLBACK: Example(
+        lambda b, _: plain(b), (*CALIBRATE, "--method", "percentile"), 6, r"percentile has no meaning.*min-max was used"
+    ),
+    DegradationCode.NOT_QUANTIZED: Example(_dead_branch, (*BUILD, "int8"), 1, r"no range.*dead_conv"),
+    DegradationCode.PRECISION_NOT_PROVED: Example(
+        _quantized, args("build --model net.onnx --precisions fp32"), 1, r"requested fp32, proved int8"
+    ),
+    DegradationCode.SATURATED_WEIGHTS: Example(
+        _huge_weight, args("build --model net.onnx --precisions fp16"), 1, r"65504.*clipped.*\(w2\)"
+    ),
+}
+
+
+def test_every_code_is_here() -> None:
+    assert EXAMPLES.keys() | NEVER_REPORTED == set(DegradationCode)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=str)
+def test_reported(code: DegradationCode, bench: Bench, cli: Cli) -> None:
+    """On stderr, even when quiet, and counted in what is written."""
+    example = EXAMPLES[code]
+    example.prepare(bench, cli)
+    answer = cli(*example.arguments, "-o", "out", "--quiet")
+    assert answer.code == 0, answer
+    lines = [line for line in answer.err.splitlines() if line.startswith(f"warning: {code} x")]
+    assert any(re.search(example.says, line) for line in lines), answer.err
+    found = [
+        degradation
+        for path in (bench / "out").glob("*.json")
+        for degradation in json.loads(path.read_text())["degradations"]
+        if degradation["code"] == code
+    ]
+    assert example.count in [degradation["count"] for degradation in found]
+
+
+@pytest.mark.parametrize("code", DegradationCode, ids=str)
+def test_the_gate_refuses_it_unless_allowed(code: DegradationCode, bench: Bench, cli: Cli) -> None:
+    bench.take("comparison")
+    degradation = {"code": code, "message": "something was lost", "count": 7, "subjects": ["a"]}
+    bench.edit_json("comparison/comparison.json", lambda d: d.update(degradations=[degradation]))
+    bench.write("no.toml", PASSING.replace('"method-fallback"', ""))
+    bench.write("yes.toml", PASSING.replace("method-fallback", code))
+    refused = cli("gate", "--policy", "no.toml")
+    assert refused.code == ExitCode.GATE_FAILED
+    assert f"degradation.{code}" in refused.out and "something was lost (x7)" in refused.out
+    assert f'allow = ["{code}"]' in refused.out.replace("\n              ", " ")
+    allowed = cli("gate", "--policy", "yes.toml")
+    assert allowed.code == 0
+    assert "allowed by the policy" in allowed.out
+
+
+def test_a_corrupt_image_fails_the_default_gate(bench: Bench, cli: Cli) -> None:
+    """From the image to the verdict, through the whole chain."""
+    bench.take("net.onnx", "images", "eval")
+    bench.recipe(gate='policy = "quantlab:numerics"')
+    bench.write("eval/0/broken.png", b"\x89PNG\r\n\x1a\nbroken")
+    answer = cli("run")
+    assert answer.code == ExitCode.GATE_FAILED
+    assert "warning: unreadable-samples x1" in answer.err
+    assert re.search(r"FAIL +degradation\.unreadable-samples", answer.out)
+    again = cli("run")
+    assert again.code == ExitCode.GATE_FAILED, "the cached comparison forgot it"
+    assert "cached compare" in again.err and "warning: unreadable-samples x1" in again.err
