@@ -34,8 +34,6 @@ class DegradationCode(StrEnum):
     """NaN or infinite values were met and left out of ranges or metrics."""
     METHOD_FALLBACK = "method-fallback"
     """The range method has no meaning for these tensors; another was used."""
-    NO_RANGE = "no-range"
-    """Tensors had no usable range (never ran, constant zero) and stay in floating point."""
     NOT_QUANTIZED = "not-quantized"
     """Layers that could be quantized stayed in floating point."""
     PRECISION_NOT_PROVED = "precision-not-proved"

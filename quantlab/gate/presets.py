@@ -15,7 +15,7 @@ schema = 1
 [gate]
 alpha = 0.05
 on_inconclusive = "block"
-allow = ["method-fallback", "no-range", "not-quantized", "not-simplified", "padded-batch", "saturated-weights"]
+allow = ["method-fallback", "not-quantized", "not-simplified", "padded-batch", "saturated-weights"]
 
 [[check]]
 id = "accuracy.top1"
@@ -91,7 +91,7 @@ _NUMERICS = """\
 schema = 1
 
 [gate]
-allow = ["method-fallback", "no-range", "not-quantized", "not-simplified", "padded-batch", "saturated-weights"]
+allow = ["method-fallback", "not-quantized", "not-simplified", "padded-batch", "saturated-weights"]
 
 [[check]]
 id = "numerics.sqnr"

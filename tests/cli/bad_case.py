@@ -9,9 +9,22 @@ from cli_bench import Bench
 
 from quantlab.errors import ExitCode
 
+Prepare = Callable[[Bench], object]
+"""Fills the current folder of a test."""
+
 
 def nothing(_bench: Bench) -> None:
     """Leave the folder empty."""
+
+
+def both(first: Prepare, second: Prepare) -> Prepare:
+    """One after the other."""
+
+    def prepare(bench: Bench) -> None:
+        first(bench)
+        second(bench)
+
+    return prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +41,7 @@ class Case:
     """
 
     name: str
-    prepare: Callable[[Bench], object]
+    prepare: Prepare
     arguments: tuple[str, ...]
     code: ExitCode
     says: tuple[str, ...]

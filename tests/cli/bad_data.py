@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from bad_case import Case, args
+from bad_case import Case, Prepare, args
 from cli_bench import Bench, tiny_cnn, two_inputs
+from numpy.typing import NDArray
 from onnx import ModelProto
 
 from quantlab.errors import ExitCode
@@ -20,7 +21,7 @@ OUTPUTS = ("calibration", "calibration/*")
 CALIBRATE = args("calibrate --model net.onnx --data images --preprocess unit.toml --threads 1")
 
 
-def given(*steps: Callable[[Bench], object], images: bool = True, proto: ModelProto | None = None) -> object:
+def given(*steps: Prepare, images: bool = True, proto: ModelProto | None = None) -> Prepare:
     """A folder with net.onnx, images and unit.toml, and then some steps."""
 
     def prepare(bench: Bench) -> None:
@@ -38,7 +39,7 @@ def data(source: str) -> tuple[str, ...]:
     return (*args("calibrate --model net.onnx --preprocess unit.toml --threads 1 --data"), source)
 
 
-def _corrupt(name: str) -> Callable[[Bench], object]:
+def _corrupt(name: str) -> Prepare:
     return lambda bench: bench.write(f"images/1/{name}", b"\x89PNG\r\n\x1a\nnot really")
 
 
@@ -57,8 +58,8 @@ def _truncated_jpeg(bench: Bench) -> None:
     bench.write("images/0/cut.jpg", content[: len(content) // 2])
 
 
-def _npz(**arrays: np.ndarray) -> Callable[[Bench], object]:  # type: ignore[type-arg]
-    return lambda bench: bench.arrays(**arrays)
+def _npz(**arrays: NDArray[Any]) -> Prepare:
+    return lambda bench: bench.arrays("data.npz", arrays)
 
 
 def _pickled(bench: Bench) -> None:
@@ -70,11 +71,11 @@ def _idx(bench: Bench, cut: int) -> None:
     bench.write("t-images-idx3-ubyte", (header + bytes(4 * 64))[: -cut or None])
 
 
-def _module(text: str, name: str) -> Callable[[Bench], object]:
+def _module(text: str, name: str) -> Prepare:
     return lambda bench: bench.write(f"{name}.py", text)
 
 
-def _labels(text: str) -> Callable[[Bench], object]:
+def _labels(text: str) -> Prepare:
     return lambda bench: bench.write("labels.csv", text)
 
 
@@ -84,7 +85,7 @@ WITH_NAN = FLOATS.copy()
 WITH_NAN[2, 0, 0, 0] = np.nan
 
 
-def toml(text: str) -> object:
+def toml(text: str) -> Prepare:
     return given(lambda bench: bench.write("unit.toml", text))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bad_case import Case, args, nothing
+from bad_case import Case, Prepare, args, both, nothing
 from cli_bench import Bench, tiny_cnn
 
 from quantlab.errors import ExitCode
@@ -23,7 +23,7 @@ def built(bench: Bench) -> None:
     bench.take("net.onnx", "calibration")
 
 
-def file_named(name: str) -> object:
+def file_named(name: str) -> Prepare:
     def prepare(bench: Bench) -> None:
         bench.take("net.onnx", "images", "calibration", "engines", "eval", "comparison", "gate", "unit.toml")
         bench.write(name, "in the way")
@@ -31,7 +31,7 @@ def file_named(name: str) -> object:
     return prepare
 
 
-def folder_named(name: str) -> object:
+def folder_named(name: str) -> Prepare:
     def prepare(bench: Bench) -> None:
         bench.take("net.onnx", "images", "calibration", "engines", "eval", "comparison", "gate", "unit.toml")
         bench.write(f"{name}/keep.txt", "mine")
@@ -39,7 +39,7 @@ def folder_named(name: str) -> object:
     return prepare
 
 
-def recipe(text: str = "", **replace: str) -> object:
+def recipe(text: str = "", **replace: str) -> Prepare:
     def prepare(bench: Bench) -> None:
         bench.take("net.onnx", "images", "eval")
         bench.recipe(text, **replace)
@@ -47,7 +47,7 @@ def recipe(text: str = "", **replace: str) -> object:
     return prepare
 
 
-def raw_recipe(text: str | bytes) -> object:
+def raw_recipe(text: str | bytes) -> Prepare:
     return lambda bench: bench.write("quantlab.toml", text)
 
 
@@ -203,14 +203,14 @@ FLAGS = (
     ),
     Case(
         "calibrate: over another model's",
-        lambda b: (b.take("images", "calibration", "unit.toml"), b.model(tiny_cnn(classes=5))),
+        both(lambda b: b.take("images", "calibration"), lambda b: b.model(tiny_cnn(classes=5))),
         CALIBRATE,
         USAGE,
         (r"calibration/calibration\.json is there already", r"got: +sha256", r"expected: sha256", r"--force"),
     ),
     Case(
         "calibrate: over a foreign file",
-        lambda b: (ready(b), b.write("calibration/calibration.json", "{}")),
+        both(ready, lambda b: b.write("calibration/calibration.json", "{}")),
         CALIBRATE,
         USAGE,
         (r"calibration\.json is there already", r"--force"),
@@ -414,16 +414,16 @@ FLAGS = (
     Case("run: NUL in the policy", recipe(gate=r'policy = "a\u0000b"'), RUN, USAGE, (r"NUL",)),
     Case(
         "run: damaged state",
-        lambda b: (recipe()(b), b.write("results/state.json", "{")),
+        both(recipe(), lambda b: b.write("results/state.json", "{")),
         RUN,
-        USAGE,  # type: ignore[operator]
+        USAGE,
         (r"run state results/state\.json is not valid JSON", r"--force"),
     ),
     Case(
         "run: other state",
-        lambda b: (recipe()(b), b.write("results/state.json", '{"schema": "x"}')),
+        both(recipe(), lambda b: b.write("results/state.json", '{"schema": "x"}')),
         RUN,
-        USAGE,  # type: ignore[operator]
+        USAGE,
         (r"results/state\.json has another schema", r"--force"),
     ),
 )

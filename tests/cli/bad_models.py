@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from bad_case import Case, args, nothing
+from bad_case import Case, Prepare, args, both, nothing
 from cli_bench import SIZE, Bench, features, graph_model, tiny_cnn, value, weight
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -46,7 +46,7 @@ def _missing_data(bench: Bench) -> None:
     (bench / "net.data").unlink()
 
 
-def _with_model(proto: ModelProto) -> object:
+def _with_model(proto: ModelProto) -> Prepare:
     def prepare(bench: Bench) -> None:
         bench.images()
         bench.model(proto)
@@ -54,7 +54,7 @@ def _with_model(proto: ModelProto) -> object:
     return prepare
 
 
-def _with_bytes(content: str | bytes) -> object:
+def _with_bytes(content: str | bytes) -> Prepare:
     def prepare(bench: Bench) -> None:
         bench.images()
         bench.write("net.onnx", content)
@@ -135,7 +135,7 @@ MODELS = (
     Case("model missing", lambda b: b.images(), CALIBRATE, BAD, (r"model net\.onnx does not exist", r"check the path")),
     Case(
         "model near-miss",
-        lambda b: (b.images(), b.model(tiny_cnn(), "nets.onnx")),
+        both(lambda b: b.images(), lambda b: b.model(tiny_cnn(), "nets.onnx")),
         CALIBRATE,
         BAD,
         (r"model net\.onnx does not exist", r"did you mean nets\.onnx"),
@@ -276,12 +276,18 @@ MODELS = (
     ),
     Case(
         "inspect: sidecar without engine",
-        lambda b: (b.take("engines"), (b / "engines/onnxruntime-fp32.onnx").unlink()),
+        both(lambda b: b.take("engines"), lambda b: (b / "engines/onnxruntime-fp32.onnx").unlink()),
         args("inspect engines/onnxruntime-fp32.onnx.engine.json"),
         BAD,
         (r"onnxruntime-fp32\.onnx", r"No such file", r"build it again"),
     ),
-    Case("inspect: array file", lambda b: b.arrays(x=np.zeros(3)), args("inspect data.npz"), BAD, (r"data\.npz",)),
+    Case(
+        "inspect: array file",
+        lambda b: b.arrays("data.npz", {"x": np.zeros(3)}),
+        args("inspect data.npz"),
+        BAD,
+        (r"data\.npz is not an ONNX model", r"NumPy \.npz", r"torch\.onnx\.export"),
+    ),
     Case("inspect: recipe", lambda b: b.recipe(), args("inspect quantlab.toml"), BAD, (r"quantlab\.toml",)),
     Case(
         "inspect: list as JSON",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bad_case import Case, args, nothing
+from bad_case import Case, Prepare, args, both, nothing
 from cli_bench import Bench, tiny_cnn
 
 from quantlab.errors import ExitCode
@@ -22,13 +22,13 @@ INT8 = "engines/onnxruntime-int8-mse.onnx"
 VERDICT = ("gate", "gate/*")
 
 
-def taking(*steps: object) -> Any:
+def taking(*steps: Prepare) -> Any:
     """Everything finished, and then some steps."""
 
     def prepare(bench: Bench) -> None:
         bench.take("net.onnx", "images", "eval", "calibration", "engines", "comparison", "unit.toml")
         for step in steps:
-            step(bench)  # type: ignore[operator]
+            step(bench)
 
     return prepare
 
@@ -228,11 +228,7 @@ RESULTS = (
     Case(
         "two references",
         taking(
-            lambda b: [
-                (b / f"more/{p.name}").write_bytes(p.read_bytes())
-                for p in ((b / "more").mkdir(), *(b / "engines").glob("onnxruntime-fp32*"))
-                if p
-            ]
+            lambda b: [b.write(f"more/{p.name}", p.read_bytes()) for p in (b / "engines").glob("onnxruntime-fp32*")]
         ),
         (*COMPARE, "engines", "more"),
         BAD,
@@ -311,6 +307,22 @@ RESULTS = (
         args("gate"),
         BAD,
         (r"n_samples", r"'many'", r"whole number"),
+    ),
+    Case(
+        "comparison with half a character",
+        edited(COMPARISON, _set("model", to="a\ud800b")),
+        args("gate"),
+        BAD,
+        (r"comparison\.json\.model has a wrong value", r"surrogate"),
+    ),
+    Case(
+        "policy with a tiny alpha",
+        policy(
+            'schema = 1\n[gate]\nalpha = 1e-30\n[[check]]\nid = "a"\nmetric = "top1"\nmargin = { absolute_pp = 1.0 }'
+        ),
+        GATE,
+        USAGE,
+        (r"alpha", r"1e-30", r"at least 1e-12"),
     ),
     Case("comparison name too long", nothing, args(f"gate {'c' * 5000}"), BAD, (r"too long",)),
     Case("comparison in binary", replaced(COMPARISON, bytes(range(256))), args("gate"), BAD, (r"not valid JSON",)),
@@ -413,7 +425,7 @@ RESULTS = (
     ),
     Case(
         "report of a verdict that lies",
-        lambda b: (b.take("gate"), b.edit_json("gate/gate.json", _set("outcome", to="FAIL"))),
+        both(lambda b: b.take("gate"), lambda b: b.edit_json("gate/gate.json", _set("outcome", to="FAIL"))),
         args("report gate/gate.json"),
         BAD,
         (r"contradicts its own checks", r"quantlab gate"),

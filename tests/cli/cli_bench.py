@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def pixels(label: int, index: int, size: int = SIZE, channels: int = 3) -> NDArr
     """One image, a colour a class with noise; grey has no last axis."""
     rng = np.random.default_rng((label, index, size, channels))
     base = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])[label % 4][:channels]
-    image = np.clip(base + rng.integers(-40, 41, (size, size, channels)), 0, 255).astype(np.uint8)
+    image: NDArray[np.uint8] = np.clip(base + rng.integers(-40, 41, (size, size, channels)), 0, 255).astype(np.uint8)
     return image if channels == 3 else image[:, :, 0]
 
 
@@ -183,7 +183,7 @@ class Bench:
                 Image.fromarray(pixels(label, index, size, channels)).save(path)
         return self.folder / name
 
-    def arrays(self, name: str = "data.npz", **arrays: NDArray[Any]) -> Path:
+    def arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
         """Write an .npz file."""
         path = self.folder / name
         np.savez(path, **arrays)  # type: ignore[arg-type]

@@ -72,7 +72,9 @@ def prepared_sample(name: str) -> tuple[Prepared, CalibrationTable, Feed, NDArra
     return prepared, ranges(prepared.model, feed), feed, labels
 
 
-def outputs(model: Model | ModelProto, feed: Feed, optimize: Optimization = Optimization.ALL) -> list[NDArray[np.float32]]:
+def outputs(
+    model: Model | ModelProto, feed: Feed, optimize: Optimization = Optimization.ALL
+) -> list[NDArray[np.float32]]:
     wrapped = model if isinstance(model, Model) else Model.of(model)
     return list(open_session(wrapped, threads=1, optimize=optimize).run(None, feed))
 
@@ -111,7 +113,9 @@ class Graph:
 
 def expected_axis(node: NodeProto, rank: int) -> int:
     attributes = {a.name: a.i for a in node.attribute}
-    return {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if attributes.get("transB") else 1, "MatMul": rank - 1}[node.op_type]
+    return {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if attributes.get("transB") else 1, "MatMul": rank - 1}[
+        node.op_type
+    ]
 
 
 def check(original: ModelProto, result: Quantized, target: TargetProfile) -> None:
@@ -261,7 +265,9 @@ class TestNumerics:
         """Integer kernels compute what the Q/DQ graph means."""
         prepared, table, feed, _ = prepared_sample(name)
         proto = quantize_model(prepared.model, table, target).proto
-        plain, fast = (outputs(prepared.model.with_proto(proto), feed, level)[0] for level in (Optimization.NONE, Optimization.ALL))
+        plain, fast = (
+            outputs(prepared.model.with_proto(proto), feed, level)[0] for level in (Optimization.NONE, Optimization.ALL)
+        )
         assert sqnr(plain, fast) > 25
         assert (plain.argmax(axis=1) == fast.argmax(axis=1)).mean() > 0.97
 
@@ -337,7 +343,9 @@ class TestPlacement:
             helper.make_node("MatMul", ["h", "w2"], ["y"], name="fc2"),
         ]
         stored = [build.weight("w1", 8, 8), build.weight("b1", 8), build.weight("w2", 8, 4)]
-        proto = build.model(nodes, [build.value("x", ["n", 8])], [build.value("h", ["n", 8]), build.value("y", ["n", 4])], stored)
+        proto = build.model(
+            nodes, [build.value("x", ["n", 8])], [build.value("h", ["n", 8]), build.value("y", ["n", 4])], stored
+        )
         result, feed = quantized(proto, target)
         hidden, last = outputs(result.proto, feed, Optimization.NONE)
         assert result.layers == ("fc1", "fc2")
@@ -353,7 +361,9 @@ class TestPlacement:
             helper.make_node("Tanh", ["h"], ["t"], name="tanh"),
             helper.make_node("MatMul", ["t", "w"], ["y"], name="second"),
         ]
-        proto = build.model(nodes, [build.value("x", ["n", 8])], [build.value("y", ["n", 8])], [build.weight("w", 8, 8)])
+        proto = build.model(
+            nodes, [build.value("x", ["n", 8])], [build.value("y", ["n", 8])], [build.weight("w", 8, 8)]
+        )
         result, feed = quantized(proto, target)
         graph = Graph(result.proto)
         assert graph.named("first").input[1] == graph.named("second").input[1]
@@ -367,7 +377,9 @@ class TestPlacement:
             helper.make_node("ReduceSum", ["w"], ["total"], name="sum"),
             helper.make_node("Mul", ["h", "total"], ["y"], name="mul"),
         ]
-        proto = build.model(nodes, [build.value("x", ["n", 8])], [build.value("y", ["n", 8])], [build.weight("w", 8, 8)])
+        proto = build.model(
+            nodes, [build.value("x", ["n", 8])], [build.value("y", ["n", 8])], [build.weight("w", 8, 8)]
+        )
         result, feed = quantized(proto, target)
         assert "w" in Graph(result.proto).constants
         assert sqnr(outputs(proto, feed)[0], outputs(result.proto, feed)[0]) > 35
@@ -392,10 +404,11 @@ class TestPlacement:
         assert sqnr(outputs(proto, feed)[0], outputs(result.proto, feed)[0]) > 30
 
     @BOTH
-    def test_names_that_are_taken(self, target: TargetProfile, build) -> None:
-        """A model may already call its tensors what the writer would."""
-        taken = ["x_quantized", "x_quantized_dq", "x_quantized_scale", "w_int8", "w_int8_scale", "w_int8_dq", "w_int8_zero"]
-        taken += ["b_int32", "b_int32_scale", "b_int32_dq", "x_quantized_q", "x_quantized_zero", "y_quantized"]
+    @pytest.mark.parametrize("bases", [["x_quantized", "w_int8", "b_int32", "y_quantized"], []])
+    def test_names_that_are_taken(self, target: TargetProfile, bases: list[str], build) -> None:
+        """A model may already call its tensors and nodes what the writer would."""
+        taken = [*bases, "x_quantized_scale", "x_quantized_zero", "x_quantized_dq", "x_quantized_q"]
+        taken += ["w_int8_scale", "w_int8_zero", "w_int8_dq", "b_int32_scale", "b_int32_zero", "b_int32_dq"]
         source, nodes = "x", []
         for name in taken:
             nodes.append(helper.make_node("Tanh", [source], [name], name=f"{name}_q"))
@@ -418,7 +431,9 @@ class TestPlacement:
 
 class TestExclusion:
     @BOTH
-    @pytest.mark.parametrize(("pattern", "kept"), [("conv1", ["conv1"]), ("conv*", ["conv1", "conv2"]), ("*2", ["conv2"])])
+    @pytest.mark.parametrize(
+        ("pattern", "kept"), [("conv1", ["conv1"]), ("conv*", ["conv1", "conv2"]), ("*2", ["conv2"])]
+    )
     def test_names_and_patterns(self, target: TargetProfile, pattern: str, kept: list[str], build) -> None:
         proto = prepare(Model.of(build.cnn())).model.proto
         result, feed = quantized(proto, target, [pattern])
@@ -470,7 +485,7 @@ class TestDeadChannels:
             got = outputs(result.proto, feed, level)[0]
             assert np.isfinite(got).all()
             error = np.abs(got - expected).max(axis=(0, 2, 3))
-            assert error[1] <= 1e-3 * max(strong_bias, 1e-3), "what the channel adds is its bias"
+            assert error[1] <= 1e-3 * strong_bias + 2e-5, "what the channel adds is its bias"
             assert error[[0, 2, 3]].max() < 0.02 * np.abs(expected[:, [0, 2, 3]]).max()
 
     def test_biases_of_all_layers_that_share_a_weight_fit(self, build) -> None:

@@ -1,0 +1,295 @@
+"""What every builder and engine promises; one subclass of the suite for each backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from engine_data import calibrated, feed, prepared_cnn, variant
+from onnx import ModelProto
+
+import quantlab.engines.onnxruntime as onnxruntime_backend
+from quantlab.degradation import DegradationCode
+from quantlab.engines.onnxruntime import OnnxRuntimeBuilder
+from quantlab.engines.protocol import Engine, EngineBuilder
+from quantlab.engines.sidecar import read_sidecar, sidecar_path
+from quantlab.engines.variant import Variant, variant_name
+from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, EngineMismatch, MeasurementError
+from quantlab.files import sha256_file
+from quantlab.graph.half import FORMATS
+from quantlab.graph.prepare import Prepared
+from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
+from quantlab.precision import Execution, Precision
+
+FLOATING = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
+FASTEST_SQNR_DB = {Precision.TF32: 45, Precision.FP16: 45, Precision.BF16: 30, Precision.INT8: 20}
+
+
+class EngineSuite(ABC):
+    """The contract of `EngineBuilder` and `Engine`."""
+
+    precisions = (*FLOATING, Precision.INT8)
+
+    @abstractmethod
+    def builder(self) -> EngineBuilder:
+        """The backend's."""
+
+    @abstractmethod
+    def break_in_the_middle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make the next build fail after it began to write."""
+
+    @pytest.fixture(scope="class")
+    def prepared(self) -> Prepared:
+        return prepared_cnn()
+
+    @pytest.fixture(scope="class")
+    def built(self, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+        folder = tmp_path_factory.mktemp("engines")
+        return {p: self.builder().build(self.variant(prepared, p), folder) for p in self.precisions}
+
+    def variant(self, prepared: Prepared, precision: Precision) -> Variant:
+        return dataclasses.replace(variant(prepared, precision), backend=self.builder().backend)
+
+    @pytest.fixture(params=precisions, ids=str)
+    def precision(self, request: pytest.FixtureRequest) -> Precision:
+        chosen: Precision = request.param
+        return chosen
+
+    @pytest.fixture
+    def path(self, built: dict[Precision, Path], precision: Precision) -> Path:
+        return built[precision]
+
+    @pytest.fixture
+    def engine(self, path: Path) -> Engine:
+        return self.builder().load(path, 1)
+
+    def test_file_and_sidecar_have_the_name_of_the_variant(
+        self, path: Path, precision: Precision, prepared: Prepared
+    ) -> None:
+        sidecar = read_sidecar(path)
+        method = "minmax" if precision is Precision.INT8 else None
+        assert sidecar.name == variant_name(self.builder().backend, precision, method, 0)
+        assert path.name.startswith(sidecar.name)
+        assert sidecar.file == path.name
+        assert sidecar.sha256 == sha256_file(path)
+        assert sidecar.size_bytes == path.stat().st_size
+        assert sidecar.backend == self.builder().backend
+        assert sidecar.model_sha256 == prepared.model.sha256
+        assert sidecar.graph_sha256 == prepared.graph_sha256
+        assert sidecar.environment
+        assert sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("onnxruntime")) == []
+
+    def test_requested_is_proved(self, path: Path, precision: Precision) -> None:
+        sidecar = read_sidecar(path)
+        assert (sidecar.requested, sidecar.proved) == (precision, precision)
+        assert sidecar.proof
+        assert sidecar.degradations == ()
+
+    def test_calibration_is_recorded_where_it_was_used(self, path: Path, precision: Precision) -> None:
+        sidecar = read_sidecar(path)
+        recorded = (sidecar.table_sha256, sidecar.method, sidecar.target, sidecar.preprocess_sha256)
+        if precision is Precision.INT8:
+            assert None not in recorded
+            assert sidecar.calibration_samples == ("d" * 64,)
+        else:
+            assert recorded == (None,) * 4
+            assert sidecar.calibration_samples == ()
+
+    def test_another_file_is_refused(self, path: Path, tmp_path: Path) -> None:
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes() + b"\0")
+        sidecar_path(copy).write_bytes(sidecar_path(path).read_bytes())
+        with pytest.raises(EngineMismatch, match="is not the file its sidecar describes") as caught:
+            self.builder().load(copy, 1)
+        assert sha256_file(copy)[:16] in str(caught.value)
+        assert sha256_file(path)[:16] in str(caught.value)
+
+    @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"schema": "quantlab.engine/1"}'])
+    def test_without_a_whole_sidecar_is_refused(self, path: Path, tmp_path: Path, content: bytes | None) -> None:
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        if content is not None:
+            sidecar_path(copy).write_bytes(content)
+        with pytest.raises(EngineMismatch, match="sidecar"):
+            self.builder().load(copy, 1)
+
+    def test_runs_by_input_name(self, engine: Engine) -> None:
+        inputs = feed(5)
+        outputs = engine.run(inputs)
+        assert tuple(outputs) == engine.outputs == ("scores",)
+        assert outputs["scores"].shape == (5, 6)
+        assert outputs["scores"].dtype == np.float32
+        turned = engine.run(dict(reversed(inputs.items())))
+        np.testing.assert_array_equal(outputs["scores"], turned["scores"])
+
+    def test_batches_of_one_and_of_seven_agree(self, engine: Engine) -> None:
+        inputs = feed(7)
+        together = engine.run(inputs)["scores"]
+        alone = [engine.run({name: value[i : i + 1] for name, value in inputs.items()})["scores"] for i in range(7)]
+        np.testing.assert_allclose(np.concatenate(alone), together, rtol=1e-4, atol=1e-4 * np.abs(together).max())
+
+    def test_close_to_the_reference(self, engine: Engine, built: dict[Precision, Path], precision: Precision) -> None:
+        inputs = feed(30)
+        expected = self.builder().load(built[Precision.FP32], 1).run(inputs)["scores"].astype(np.float64)
+        lost = np.sum((engine.run(inputs)["scores"] - expected) ** 2)
+        if precision is Precision.FP32:
+            assert lost == 0.0
+        else:
+            assert 10 * np.log10(np.sum(expected**2) / lost) > FASTEST_SQNR_DB[precision]
+            assert lost > 0.0, "the precision leaves its mark"
+
+    def test_two_threads_get_their_own_results(self, engine: Engine) -> None:
+        inputs = [feed(3, seed) for seed in range(8)]
+        expected = [engine.run(one)["scores"] for one in inputs]
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(5):
+                for got, wanted in zip(pool.map(engine.run, inputs), expected, strict=True):
+                    np.testing.assert_array_equal(got["scores"], wanted)
+
+    @pytest.mark.parametrize("wrong", ["missing", "shape", "unknown"])
+    def test_wrong_inputs_are_a_measurement_error(self, engine: Engine, wrong: str) -> None:
+        inputs = feed(2)
+        if wrong == "missing":
+            del inputs["side"]
+        elif wrong == "shape":
+            inputs["side"] = inputs["side"][:, :2]
+        else:
+            inputs["more"] = inputs["side"]
+        with pytest.raises(MeasurementError, match=engine.sidecar.name):
+            engine.run(inputs)
+
+    @pytest.mark.parametrize("fixed", [1, 4])
+    def test_models_of_fixed_batch_are_padded(
+        self, fixed: int, precision: Precision, built: dict[Precision, Path], tmp_path: Path
+    ) -> None:
+        prepared = dataclasses.replace(prepared_cnn(fixed), fixed_batch=fixed)
+        model = prepared.model
+        if model.proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value != fixed:
+            for value in (*model.proto.graph.input, *model.proto.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_value = fixed
+        table = None
+        if precision is Precision.INT8:
+            table = dataclasses.replace(calibrated(prepared_cnn()), method="minmax")
+        made = dataclasses.replace(self.variant(prepared, Precision.FP32), precision=precision, table=table)
+        engine = self.builder().load(self.builder().build(made, tmp_path), 1)
+        assert engine.sidecar.fixed_batch == fixed
+        inputs = feed(fixed)
+        whole = engine.run(inputs)["scores"]
+        for n in range(1, fixed + 1):
+            part = engine.run({name: value[:n] for name, value in inputs.items()})["scores"]
+            assert part.shape == (n, 6)
+            np.testing.assert_allclose(part, whole[:n], rtol=1e-5, atol=1e-5)
+        with pytest.raises(MeasurementError, match="larger than the model takes"):
+            engine.run(feed(fixed + 1))
+
+    def test_a_build_that_fails_leaves_nothing(
+        self, precision: Precision, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.break_in_the_middle(monkeypatch)
+        with pytest.raises(Exception, match="broken in the middle"):
+            self.builder().build(self.variant(prepared, precision), tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_building_again_replaces(self, precision: Precision, prepared: Prepared, tmp_path: Path) -> None:
+        made = self.variant(prepared, precision)
+        first = self.builder().build(made, tmp_path)
+        content, record = first.read_bytes(), sidecar_path(first).read_text()
+        first.write_bytes(b"something else")
+        second = self.builder().build(made, tmp_path)
+        assert second == first
+        assert (second.read_bytes(), sidecar_path(second).read_text()) == (content, record), "and is reproducible"
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_int8_needs_a_table(self, prepared: Prepared, tmp_path: Path) -> None:
+        made = dataclasses.replace(self.variant(prepared, Precision.FP32), precision=Precision.INT8)
+        with pytest.raises(ConfigError, match="needs a calibration table"):
+            self.builder().build(made, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestOnnxRuntime(EngineSuite):
+    def builder(self) -> EngineBuilder:
+        return OnnxRuntimeBuilder()
+
+    def break_in_the_middle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: object) -> None:
+            raise EngineBuildError("broken in the middle")
+
+        monkeypatch.setattr(onnxruntime_backend, "write_sidecar", broken)
+
+    def test_what_is_native_and_what_is_emulated(self, engine: Engine, precision: Precision) -> None:
+        native = precision in (Precision.FP32, Precision.INT8)
+        assert engine.sidecar.execution is (Execution.NATIVE if native else Execution.EMULATED)
+        assert ("FP32 kernels" in engine.sidecar.proof) == (not native)
+
+    def test_tensorrt_rules_are_emulated_on_this_cpu(self, prepared: Prepared, tmp_path: Path) -> None:
+        """Symmetric INT8 on both sides has no fused kernels here: the accuracy is real, the latency is not."""
+        sidecar = read_sidecar(self.builder().build(variant(prepared, Precision.INT8, TENSORRT), tmp_path))
+        assert sidecar.execution is Execution.EMULATED
+        assert sidecar.target == "tensorrt"
+        assert sidecar.proved is Precision.INT8
+        assert "integer kernels" in sidecar.proof
+
+    def test_half_results_are_half_values(self, built: dict[Precision, Path]) -> None:
+        for precision in (Precision.FP16, Precision.BF16):
+            scores = self.builder().load(built[precision], 1).run(feed(9))["scores"]
+            np.testing.assert_array_equal(FORMATS[precision].round(scores), scores)
+
+    def test_excluded_layers_are_in_the_name(self, prepared: Prepared, tmp_path: Path) -> None:
+        path = self.builder().build(variant(prepared, Precision.INT8, exclude=("conv*",)), tmp_path)
+        sidecar = read_sidecar(path)
+        assert sidecar.name == "onnxruntime-int8-minmax+2excl"
+        assert sidecar.excluded == ("conv1", "conv2")
+        assert sidecar.proved is Precision.INT8
+        assert "1 of 3" in sidecar.proof
+
+    def test_exclusions_do_not_touch_floating_variants(self, prepared: Prepared, tmp_path: Path) -> None:
+        path = self.builder().build(variant(prepared, Precision.FP16, exclude=("nothing like this",)), tmp_path)
+        assert read_sidecar(path).name == "onnxruntime-fp16"
+
+    @pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8_FP16])
+    def test_what_is_not_built_yet(self, prepared: Prepared, precision: Precision, tmp_path: Path) -> None:
+        made = variant(prepared, precision)
+        assert self.builder().supports(made) is not None
+        with pytest.raises(BackendUnavailable, match=f"cannot build {precision}"):
+            self.builder().build(made, tmp_path)
+
+    def test_a_precision_that_is_not_proved_is_a_degradation(
+        self, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def half(model: object, precision: Precision) -> tuple[ModelProto, tuple[()]]:
+            return prepared.model.proto, ()
+
+        monkeypatch.setattr(onnxruntime_backend, "to_half", half)
+        sidecar = read_sidecar(self.builder().build(variant(prepared, Precision.FP16), tmp_path))
+        assert (sidecar.requested, sidecar.proved) == (Precision.FP16, Precision.FP32)
+        assert [d.code for d in sidecar.degradations] == [DegradationCode.PRECISION_NOT_PROVED]
+
+    def test_a_tampered_sidecar_field_is_named(self, built: dict[Precision, Path], tmp_path: Path) -> None:
+        path = built[Precision.FP32]
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        document = json.loads(sidecar_path(path).read_text())
+        document["requested"] = "fp31"
+        sidecar_path(copy).write_text(json.dumps(document))
+        with pytest.raises(EngineMismatch, match="requested"):
+            self.builder().load(copy, 1)
+
+    def test_int8_weights_are_small(self, built: dict[Precision, Path]) -> None:
+        kinds = [
+            t.data_type for t in onnx.load(built[Precision.INT8]).graph.initializer if t.name.startswith("w") and t.dims
+        ]
+        assert onnx.TensorProto.INT8 in kinds
+
+    def test_the_table_is_untouched_by_a_target(self, prepared: Prepared, tmp_path: Path) -> None:
+        table = calibrated(prepared)
+        before = table.sha256
+        for target in (ONNXRUNTIME, TENSORRT):
+            path = self.builder().build(variant(prepared, Precision.INT8, target, table=table), tmp_path / target.name)
+            assert read_sidecar(path).table_sha256 == before
