@@ -6,10 +6,13 @@ import contextlib
 import importlib
 import io
 import json
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -100,7 +103,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     state = State(debug="--debug" in args, json="--json" in args)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names need not be text of this terminal
-    sys.exit(int(_run(args, state)))
+    with _terminated_as_interrupted():
+        code = _run(args, state)
+    sys.exit(int(code))
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, so that a cancelled CI job leaves no temporary files."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(args: list[str], state: State) -> int:

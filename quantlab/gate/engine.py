@@ -55,7 +55,7 @@ def _bounded(case: Case, latency: Latency, limit: float, start: str) -> CheckRes
         outcome, reason = Outcome.PASS, f"{found}; the limit is {limit:g}"
     elif interval.low > limit:
         outcome, bound, reason = Outcome.FAIL, interval.low, f"{found}; the limit is {limit:g}"
-        step = "see where the time goes with quantlab bench, or choose another precision"
+        step = "choose another precision or target; quantlab inspect says which kernels the variant runs on"
     else:
         outcome, reason = Outcome.INCONCLUSIVE, f"{found}, which does not decide about a limit of {limit:g}"
         needed, step = _calls_needed(latency, limit)

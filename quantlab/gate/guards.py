@@ -102,7 +102,7 @@ def _finite(variant: VariantResult) -> CheckResult:
         total = sum(output.non_finite for output in broken)
         names = ", ".join(output.output for output in broken)
         reason = f"{variant.name} gave {total:,} NaN or infinite values in {names}"
-        step = "find the layer with quantlab sensitivity and keep it in FP32"
+        step = "choose a precision of wider range: bf16 or fp32"
         return _result("guard.finite", variant.name, "finite", Outcome.FAIL, reason, step)
     reason = f"every output value of {variant.name} is finite"
     return _result("guard.finite", variant.name, "finite", Outcome.PASS, reason)

@@ -44,7 +44,7 @@ def judge_drift(case: Case) -> CheckResult:
     asked = f"{'at least' if case.higher_is_better else 'at most'} {limit:g} {unit}".rstrip()
     which = f"output {name}" if len(values) == 1 else f"{name}, the worst of {len(values)} outputs"
     reason = f"{words} of {case.candidate.name} is {shown} ({which}), {asked} is required"
-    step = "" if good else "see the layers with quantlab sensitivity; keep the worst in FP16 with quantlab search"
+    step = "" if good else "keep the layers that lose most in floating point with quantlab build --exclude"
     outcome = Outcome.PASS if good else Outcome.FAIL
     return case.result(outcome, reason, estimate=value, limit=limit, n=case.comparison.n_samples, next_step=step)
 
@@ -59,7 +59,7 @@ def judge_finite(case: Case) -> CheckResult:
     reason = f"{case.candidate.name} gave " + (
         f"{count:,} NaN or infinite values in {names}" if count else "finite values only"
     )
-    step = "find the layer with quantlab sensitivity and keep it in FP32" if count else ""
+    step = "choose a precision of wider range: bf16 or fp32" if count else ""
     outcome = Outcome.FAIL if count else Outcome.PASS
     return case.result(outcome, reason, estimate=float(count), n=case.comparison.n_samples, next_step=step)
 

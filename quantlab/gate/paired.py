@@ -13,7 +13,7 @@ from quantlab.harness.comparison import Classification, Interval
 
 _TOLERANCE_PP = 1e-9  # a loss of exactly the margin is inside it, whatever the last bit says
 
-_MEND = "keep sensitive layers in FP16 with quantlab search, or calibrate with another method"
+_MEND = "calibrate with another --method, or keep sensitive layers in floating point with --exclude"
 
 
 def judge_loss(case: Case, margin: Margin, counts: Classification) -> CheckResult:

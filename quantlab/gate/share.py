@@ -9,7 +9,7 @@ from quantlab.gate.proportion import proportion_lower_bound, proportion_upper_bo
 from quantlab.gate.verdict import CheckResult, Outcome
 from quantlab.harness.comparison import Interval
 
-_MEND = "keep sensitive layers in FP16 with quantlab search, or calibrate with another method"
+_MEND = "calibrate with another --method, or keep sensitive layers in floating point with --exclude"
 
 
 def judge_share(case: Case, subject: str, k: int, n: int, limit_pct: float) -> CheckResult:

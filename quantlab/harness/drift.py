@@ -36,8 +36,9 @@ class OutputMeter:
     def add(self, reference: Array, value: Array) -> None:
         """Add one batch, both (N, ...) of the same shape."""
         n = len(reference)
-        expected = reference.reshape(n, -1).astype(np.float64)
-        got = value.reshape(n, -1).astype(np.float64)
+        width = math.prod(reference.shape[1:])  # not -1, which cannot be told for an array without elements
+        expected = reference.reshape(n, width).astype(np.float64)
+        got = value.reshape(n, width).astype(np.float64)
         broken = ~np.isfinite(got)
         self.non_finite += int(np.count_nonzero(broken))
         if self.first is None and n:
@@ -117,7 +118,7 @@ class ClassificationMeter:
             scores = np.where(np.isfinite(value), value, -np.inf)[known]
             own = scores[np.arange(len(scores)), truth[known]]
             better = (scores >= own[:, None]).sum(axis=1) - 1
-            self.top5 += int(((better < 5) & np.isfinite(own)).sum())
+            self.top5 += int(((better < 5) & (got[known] >= 0)).sum())
 
     def result(self) -> Classification:
         """The counts so far."""

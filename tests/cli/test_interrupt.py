@@ -59,14 +59,16 @@ def start(bench: Bench, *flags: str) -> subprocess.Popen[str]:
     )
 
 
-def interrupt_at(process: subprocess.Popen[str], beginning: str) -> tuple[str, str]:
-    """Send SIGINT when stderr says a line that begins so; the rest of stdout and all of stderr."""
+def interrupt_at(
+    process: subprocess.Popen[str], beginning: str, number: signal.Signals = signal.SIGINT
+) -> tuple[str, str]:
+    """Send a signal when stderr says a line that begins so; the rest of stdout and all of stderr."""
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
         lines.append(line)
         if line.startswith(beginning):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     else:
         pytest.fail(f"{beginning!r} was never said:\n{''.join(lines)}")
@@ -106,6 +108,14 @@ def test_interrupted_run_goes_on(moment: str, finished: list[str], slow: Bench) 
     assert "Gate: PASS" in out
     cached = [line.removeprefix("cached ") for line in err.splitlines() if line.startswith("cached ")]
     assert cached == steps
+    assert no_temporary_files(slow)
+
+
+def test_a_cancelled_job_is_an_interrupted_one(slow: Bench) -> None:
+    process = start(slow)
+    _, err = interrupt_at(process, "calibrating", signal.SIGTERM)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
     assert no_temporary_files(slow)
 
 
