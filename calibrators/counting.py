@@ -31,7 +31,7 @@ def compiled_kernel() -> Kernel | None:
     try:
         import numba
 
-        @numba.njit("void(uint32[::1], int64[::1])", nogil=True)  # type: ignore[untyped-decorator]
+        @numba.njit("void(uint32[::1], int64[::1])", nogil=True)
         def count_compiled(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
             for i in range(bits.size):
                 counts[bits[i] >> 16] += 1

@@ -231,7 +231,8 @@ class _Writer:
         if (name, axis) not in self.weights:
             weight = self._values(name)
             others = tuple(i for i in range(weight.ndim) if i != axis)
-            scales = self._scales_for_biases(weight_scales(weight, axis), ~weight.any(axis=others), name)
+            dead = np.asarray(np.all(weight == 0.0, axis=others))
+            scales = self._scales_for_biases(weight_scales(weight, axis), dead, name)
             shape = [1] * weight.ndim
             shape[axis] = -1
             codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)

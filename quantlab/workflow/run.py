@@ -137,6 +137,7 @@ class _Chain:
             return write_calibration(files.table.parent, prepared, table, histograms, self.target).all()
 
         inputs = {
+            "model": prepared.model.sha256,  # provenance names the file, and files may differ that prepare alike
             "graph": prepared.graph_sha256,
             "data": dataset.manifest.sha256,
             "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
@@ -157,6 +158,7 @@ class _Chain:
         for precision in dict.fromkeys((Precision.FP32, *section.precisions)):
             variant = Variant(prepared, section.backend, precision, self.target, table, section.exclude)
             inputs = {
+                "model": prepared.model.sha256,
                 "graph": prepared.graph_sha256,
                 "backend": section.backend,
                 "precision": precision.value,

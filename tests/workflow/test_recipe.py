@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quantlab.errors import ConfigError
+from quantlab.precision import Precision
+from quantlab.workflow.recipe import load_recipe
+
+LEAST = 'schema = 1\n[model]\nfile = "m.onnx"\n'
+
+
+def load(folder: Path, text: str | bytes):
+    path = folder / "quantlab.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_recipe(path)
+
+
+def test_least_recipe_and_defaults(tmp_path: Path) -> None:
+    recipe = load(tmp_path, LEAST)
+    assert recipe.model.file == "m.onnx"
+    assert (recipe.calibrate, recipe.compare, recipe.preprocess) == (None, None, None)
+    assert recipe.build.precisions == (Precision.FP32, Precision.TF32, Precision.FP16, Precision.INT8)
+    assert (recipe.build.backend, recipe.build.target) == ("onnxruntime", "tensorrt")
+    assert (recipe.gate.policy, recipe.run.out) == ("quantlab:default", "results")
+
+
+def test_everything(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        LEAST
+        + """shapes = { image = [1, 3, 8, 8] }
+[calibrate]
+data = "imgs"
+method = "entropy"
+percentile = 99
+limit = 5
+[build]
+precisions = ["fp16"]
+exclude = ["conv*"]
+[compare]
+data = "val"
+labels = "labels.csv"
+batch-size = 4
+latency_batch = 2
+latency-seconds = 0
+[preprocess]
+preset = "imagenet"
+[run]
+seed = 3
+""",
+    )
+    assert recipe.model.shapes == {"image": (1, 3, 8, 8)}
+    assert recipe.calibrate is not None
+    assert (recipe.calibrate.method, recipe.calibrate.percentile, recipe.calibrate.limit) == ("entropy", 99.0, 5)
+    assert recipe.compare is not None
+    assert (recipe.compare.batch_size, recipe.compare.latency_batch, recipe.compare.latency_seconds) == (4, 2, 0.0)
+    assert recipe.build.exclude == ("conv*",)
+    assert recipe.preprocess == {"preset": "imagenet"}
+    assert recipe.run.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LEAST + '[calibrat]\ndata = "x"\n', ["unknown key 'calibrat'", "did you mean 'calibrate'"]),
+        (LEAST + '[compare]\ndata = "x"\nbatchsize = 3\n', ["unknown key 'batchsize'", "did you mean 'batch_size'"]),
+        (LEAST + "[calibrate]\n", ["calibrate lacks the key 'data'"]),
+        (LEAST + '[build]\nprecisions = ["int9"]\n', ["precisions[0] has a wrong value", "did you mean 'int8'"]),
+        (LEAST + '[build]\nprecisions = "int8"\n', ["precisions has a wrong value", "a list"]),
+        (LEAST + '[calibrate]\ndata = "x"\nlimit = 1.5\n', ["limit has a wrong value", "a whole number"]),
+        (LEAST + '[calibrate]\ndata = "x"\nlimit = true\n', ["limit has a wrong value", "a whole number"]),
+        (LEAST + "[calibrate]\ndata = 3\n", ["data has a wrong value", "a string"]),
+        (LEAST + '[calibrate]\ndata = "x"\npercentile = "high"\n', ["percentile has a wrong value", "a number"]),
+        (LEAST + "run = 3\n", ["run"]),
+        (LEAST + "[run]\nseed = -1\n", ["run.seed has a wrong value"]),
+        (LEAST + '[compare]\ndata = "x"\nbatch-size = 0\n', ["batch-size has a wrong value"]),
+        ('schema = 2\n[model]\nfile = "m"\n', ["another schema version", "2", "schema = 1"]),
+        ('[model]\nfile = "m"\n', ["another schema version", "none"]),
+        ("schema = 1\n", ["lacks the key 'model'"]),
+        ("schema = 1\nmodel = [\n", ["not valid TOML"]),
+        (b"\xff\xfe", ["not UTF-8"]),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str | bytes, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    assert "quantlab.toml" in message
+    for word in words:
+        assert word in message
+
+
+def test_missing(tmp_path: Path) -> None:
+    (tmp_path / "quantlab.toml").write_text(LEAST)
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        load_recipe(tmp_path / "quantlab.tml")
+    assert "quantlab.toml" in str(caught.value.hint)
