@@ -103,6 +103,8 @@ def test_affine_range_is_widened_to_zero() -> None:
     assert parameters(1.0, 2.55, UINT8_AFFINE) == parameters(0.0, 2.55, UINT8_AFFINE)
     assert parameters(-2.55, -1.0, UINT8_AFFINE).zero_point == 255
     assert parameters(-1.0, 1.55, UINT8_AFFINE).zero_point == 100
+    assert parameters(-1.0, 1.56, UINT8_AFFINE).zero_point == 100, "99.6 is rounded"
+    assert parameters(-1.0, 1.54, UINT8_AFFINE).zero_point == 100, "100.4 is rounded"
 
 
 @BOTH

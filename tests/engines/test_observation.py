@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from engine_data import MemoryData, calibrated, cnn, prepared_cnn, samples, table_of
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+import quantlab.engines.observation as observation
 from quantlab.calibrators import Histogram
+from quantlab.calibrators.counting import count_numpy
 from quantlab.datasets import Sample
 from quantlab.engines.observation import derived_tensors, observe, observed_tensors
 from quantlab.errors import CalibrationError
@@ -94,6 +98,20 @@ class TestDeterminism:
             first[name].merge(histogram)
         assert_same(first, whole)
         assert table_of(prepared, first) == table_of(prepared, whole)
+
+
+def test_workers_do_not_count_over_each_other(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that lets the other threads in between reading and writing, as a compiled one may."""
+
+    def interruptible(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+        fresh = counts.copy()
+        count_numpy(bits, fresh)
+        time.sleep(0.001)
+        counts[:] = fresh
+
+    expected = run(prepared, samples(12))
+    monkeypatch.setattr(observation, "kernel_for", lambda values: interruptible)
+    assert_same(run(prepared, samples(12), 4), expected)
 
 
 class TestFixedBatch:

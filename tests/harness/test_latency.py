@@ -143,9 +143,10 @@ class TestBudget:
         assert len(clock.log) == 2 * 50 + 3
 
     def test_slow_first_calls_do_not_count(self, clock: Clock) -> None:
-        costs = iter([500.0])
+        """Six slow calls of ten: the later half tells how many make a block."""
+        costs = iter([100.0] * 6)
         calls = {"a": clock.engine("a", lambda: next(costs, 1.0))}
-        latency = time_engines(calls, "a", 1, short(warmup_ms=600.0, block_ms=5.0)).latencies["a"]
+        latency = time_engines(calls, "a", 1, short(warmup_ms=604.0, block_ms=5.0)).latencies["a"]
         assert latency.n_calls == 20 * 5
         assert latency.p90_ms == pytest.approx(1.0)
 
