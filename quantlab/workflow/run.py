@@ -13,6 +13,7 @@ from quantlab.datasets import Dataset, ResolvedPreprocess
 from quantlab.engines.sidecar import sidecar_path
 from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
+from quantlab.files import sha256_file
 from quantlab.gate import Verdict
 from quantlab.graph.metadata import stated_preprocess
 from quantlab.graph.prepare import Prepared
@@ -202,7 +203,7 @@ class _Chain:
             return write_comparison(self.out, comparison)
 
         inputs = {
-            "engines": {sidecar.name: sidecar.sha256 for sidecar in sidecars},
+            "engines": [sha256_file(sidecar_path(path)) for path in paths],  # they vouch for the files and their origin
             "data": dataset.manifest.sha256,
             "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
             "batch": [section.batch_size, section.latency_batch],

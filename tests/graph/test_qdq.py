@@ -384,6 +384,18 @@ class TestPlacement:
         assert "w" in Graph(result.proto).constants
         assert sqnr(outputs(proto, feed)[0], outputs(result.proto, feed)[0]) > 35
 
+    def test_an_addition_that_ends_the_graph_stays_float(self, build) -> None:
+        """Its result is an output, which is not rounded, so no integer kernel takes it."""
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["a"], name="layer"),
+            helper.make_node("Tanh", ["z"], ["t"], name="tanh"),
+            helper.make_node("Add", ["a", "t"], ["y"], name="add"),
+        ]
+        inputs = [build.value("x", ["n", 8]), build.value("z", ["n", 6])]
+        proto = build.model(nodes, inputs, [build.value("y", ["n", 6])], [build.weight("w", 8, 6)])
+        result, _ = quantized(proto, ONNXRUNTIME)
+        assert "t" not in result.tensors
+
     @BOTH
     def test_several_inputs(self, target: TargetProfile, build) -> None:
         nodes = [
