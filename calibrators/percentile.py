@@ -27,6 +27,8 @@ class Percentile:
         """See `RangeMethod.choose`."""
         whole = MinMax().choose(distribution, scheme)
         dropped = 1.0 - self.percentile / 100.0
+        if dropped == 0.0:
+            return whole
         if distribution.total * dropped < 1.0:
             reason = f"only {distribution.total:.0f} values, too few for the {self.percentile} percentile"
             return MethodRange(whole.low, whole.high, reason)

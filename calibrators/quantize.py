@@ -41,6 +41,9 @@ class Scheme:
 INT8_SYMMETRIC = Scheme("int8-symmetric", "int8", -128, 127, symmetric=True)
 """TensorRT activations: scale = amax / 127, zero-point 0, codes -128..127."""
 
+INT8_WEIGHT = Scheme("int8-weight", "int8", -127, 127, symmetric=True)
+"""Weights: as activations, without the code -128, so that each has its negative."""
+
 UINT8_AFFINE = Scheme("uint8-affine", "uint8", 0, 255, symmetric=False)
 """ONNX Runtime CPU activations: scale = (high - low) / 255, range always includes zero."""
 

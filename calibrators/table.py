@@ -13,7 +13,7 @@ from quantlab.calibrators.protocol import RangeMethod
 from quantlab.calibrators.quantize import SCHEMES, Scheme
 from quantlab.degradation import Degradation, DegradationCode
 from quantlab.documents import canonical_sha256, dump_json, read_json
-from quantlab.errors import CalibrationError
+from quantlab.errors import CalibrationError, ConfigError
 from quantlab.records import from_plain, to_plain
 
 TABLE_SCHEMA = "quantlab.calibration/1"
@@ -128,9 +128,18 @@ class CalibrationTable:
         """The same table with another method chosen.
 
         Raises:
-            ConfigError: If there is no such method.
+            ConfigError: If there is no such method, or the table does not hold it.
         """
-        return replace(self, method=check_method(method))
+        check_method(method)
+        for entry in self.tensors:
+            for scheme, by_method in entry.ranges.items():
+                if method not in by_method:
+                    raise ConfigError(
+                        f"the calibration table has no {method} range of tensor {entry.name!r} for {scheme}",
+                        expected=", ".join(by_method),
+                        hint="calibrate again",
+                    )
+        return replace(self, method=method)
 
     def to_json(self) -> str:
         """The document as text."""

@@ -155,7 +155,11 @@ class OnnxRuntimeEngine:
             values = self._session.run(None, feed)
         except Exception as cause:  # onnxruntime's own exceptions have no common base
             raise MeasurementError(f"{self._sidecar.name} failed to run", got=str(cause).splitlines()[0]) from cause
-        return {name: value[:n] if n is not None else value for name, value in zip(self._outputs, values, strict=True)}
+        named = zip(self._outputs, values, strict=True)
+        if n is None:
+            return dict(named)
+        full = self._sidecar.fixed_batch
+        return {name: value[:n] if value.shape[:1] == (full,) else value for name, value in named}
 
 
 def _fill(inputs: Arrays, fixed_batch: int | None) -> tuple[Mapping[str, NDArray[np.generic]], int | None]:

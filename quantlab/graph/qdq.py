@@ -7,19 +7,20 @@ QuantizeLinear -> DequantizeLinear pair that all its quantized consumers share, 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from quantlab.calibrators.quantize import SMALLEST_SCALE, Parameters, parameters, weight_scales
+from quantlab.calibrators.quantize import INT8_WEIGHT, SMALLEST_SCALE, Parameters, parameters, quantize, weight_scales
 from quantlab.calibrators.table import CalibrationTable, TensorEntry
 from quantlab.degradation import Degradation, DegradationCode
 from quantlab.documents import near_match
 from quantlab.errors import ConfigError, EngineBuildError, ModelError
+from quantlab.graph.checks import WEIGHTED_OPS
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import Model, has_qdq, tensor_array
 from quantlab.graph.targets import BiasType, TargetProfile
@@ -37,7 +38,7 @@ class Quantized:
         layers: Names of the weighted layers that were quantized.
         excluded: Names of the weighted layers that the caller kept in floating point.
         tensors: Parameters of every quantized activation by tensor name.
-        degradations: Weighted layers that stayed in floating point for want of a range.
+        degradations: Weighted layers that stayed in floating point though nobody excluded them.
     """
 
     proto: ModelProto
@@ -72,9 +73,10 @@ def quantize_model(
     return _Writer(model, table, target, exclude).write()
 
 
-def constant_weight(node: NodeProto, initializers: Collection[str]) -> bool:
-    """Whether the node's second input is a constant weight."""
-    return len(node.input) > 1 and node.input[1] in initializers
+def constant_weight(node: NodeProto, initializers: Mapping[str, TensorProto]) -> bool:
+    """Whether the node's second input is a constant weight of two or more axes."""
+    weight = initializers.get(node.input[1]) if len(node.input) > 1 else None
+    return weight is not None and len(weight.dims) >= 2
 
 
 def excluded_layers(graph: GraphProto, target: TargetProfile, patterns: Collection[str]) -> frozenset[str]:
@@ -83,7 +85,7 @@ def excluded_layers(graph: GraphProto, target: TargetProfile, patterns: Collecti
     Raises:
         ConfigError: If one selects none.
     """
-    initializers = {initializer.name for initializer in graph.initializer}
+    initializers = {initializer.name: initializer for initializer in graph.initializer}
     names = [
         node.name for node in graph.node if node.op_type in target.weighted_ops and constant_weight(node, initializers)
     ]
@@ -112,13 +114,14 @@ class _Writer:
         self.index = GraphIndex(self.graph)
         self.entries = table.entries()
         self.outputs = {value.name for value in self.graph.output}
-        self.initializers = self.index.initializers.keys()
+        self.initializers = self.index.initializers
         self.excluded = excluded_layers(self.graph, target, exclude)
         self.parameters: dict[str, Parameters] = {}
         self.edges: set[tuple[int, int]] = set()
         self.weights: dict[tuple[str, int], tuple[str, NDArray[np.float32]]] = {}
         self.before: dict[int, list[NodeProto]] = {}
         self.unranged: list[str] = []
+        self.unweighted: list[str] = []
 
     def _weighted(self, node: NodeProto) -> bool:
         return node.op_type in self.target.weighted_ops and constant_weight(node, self.initializers)
@@ -151,6 +154,8 @@ class _Writer:
         layers: list[str] = []
         for position, node in enumerate(self.graph.node):
             if not self._weighted(node) or node.name in self.excluded:
+                if node.op_type in WEIGHTED_OPS and not self._weighted(node):
+                    self.unweighted.append(node.name)
                 continue
             if self._want(position, 0):
                 self._quantize_weight(position)
@@ -170,11 +175,20 @@ class _Writer:
             self._quantize_joint()
         outputs = self._output_tensors(quantized) if self.target.quantize_outputs else frozenset()
         self._rewrite(outputs)
-        degradations: tuple[Degradation, ...] = ()
+        return Quantized(
+            self.proto, tuple(layers), tuple(sorted(self.excluded)), self.parameters, tuple(self._left_out())
+        )
+
+    def _left_out(self) -> Iterator[Degradation]:
+        """Layers that nobody asked to keep in floating point, and that stayed there."""
         if self.unranged:
             message = "layers stayed in floating point: their input had no range"
-            degradations = (Degradation.of(DegradationCode.NOT_QUANTIZED, message, self.unranged),)
-        return Quantized(self.proto, tuple(layers), tuple(sorted(self.excluded)), self.parameters, degradations)
+            yield Degradation.of(DegradationCode.NOT_QUANTIZED, message, self.unranged)
+        if self.unweighted:
+            message = f"layers stayed in floating point: target {self.target.name} quantizes " + (
+                "/".join(sorted(self.target.weighted_ops)) + " with a constant weight as second input"
+            )
+            yield Degradation.of(DegradationCode.NOT_QUANTIZED, message, self.unweighted)
 
     def _quantize_skips(self, quantized: Collection[str]) -> None:
         """Quantize the other input of each Add that a quantized layer feeds alone."""
@@ -235,7 +249,7 @@ class _Writer:
             scales = self._scales_for_biases(weight_scales(weight, axis), dead, name)
             shape = [1] * weight.ndim
             shape[axis] = -1
-            codes = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+            codes = quantize(weight, scales.reshape(shape), 0, INT8_WEIGHT)
             self.weights[name, axis] = (self._dequantized(position, f"{name}_int8", codes, scales, axis), scales)
         bias = self._int32_bias(node)
         node.input[1], scales = self.weights[name, axis]

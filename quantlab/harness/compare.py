@@ -134,6 +134,13 @@ class _Meters:
             if self.scores is not None:
                 self.classification = ClassificationMeter()
         for name, meter in self.outputs.items():
+            if expected[name].shape[:1] != (len(batch.ids),):
+                raise MeasurementError(
+                    f"output {name!r} has no batch axis, so drift cannot be told by sample",
+                    got=f"shape {expected[name].shape} for {len(batch.ids)} samples",
+                    expected=f"({len(batch.ids)}, ...)",
+                    hint="use --batch-size 1 if the model takes one sample at a time, or export it with a batch axis",
+                )
             if got[name].shape != expected[name].shape:
                 raise MeasurementError(
                     f"output {name!r} of {engine.sidecar.name} has another shape than the reference's",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from calibrator_data import CONTINUOUS, distribution_of
 
-from quantlab.calibrators import INT8_SYMMETRIC, UINT8_AFFINE, Percentile
+from quantlab.calibrators import INT8_SYMMETRIC, UINT8_AFFINE, Histogram, Percentile
 
 SPREAD = ["normal", "laplace", "uniform", "student", "relu", "swish", "small", "large", "negative", "shifted"]
 BUCKET = 2.0**-7
@@ -59,3 +59,10 @@ def test_mostly_zeros(scheme) -> None:
 def test_impossible_percentiles(percentile: float) -> None:
     with pytest.raises(ValueError, match="percentile"):
         Percentile(percentile)
+
+
+def test_a_hundred_per_cent_is_min_max_and_no_fallback() -> None:
+    histogram = Histogram()
+    histogram.add(np.array([-1.0, 0.5, 3.0], np.float32))
+    chosen = Percentile(100.0).choose(histogram.distribution(), INT8_SYMMETRIC)
+    assert (chosen.low, chosen.high, chosen.fallback) == (-3.0, 3.0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -557,7 +558,24 @@ class TestRefusals:
     @BOTH
     def test_a_method_that_the_table_lacks(self, target: TargetProfile, build) -> None:
         model = Model.of(build.mlp())
-        table = ranges(model, noise(model.proto)).with_method("entropy")
-        with pytest.raises(ConfigError, match="no entropy ranges for tensor 'x'") as caught:
-            quantize_model(model, table, target)
+        table = ranges(model, noise(model.proto))
+        with pytest.raises(ConfigError, match="no entropy range of tensor") as caught:
+            table.with_method("entropy")
         assert "minmax" in str(caught.value)
+        with pytest.raises(ConfigError, match="no entropy ranges for tensor 'x'") as caught:
+            quantize_model(model, dataclasses.replace(table, method="entropy"), target)
+        assert "minmax" in str(caught.value)
+
+    @BOTH
+    def test_layers_that_the_target_does_not_quantize_are_counted(self, target: TargetProfile, build) -> None:
+        """A product of two activations, and one with a vector: nobody asked to keep them in FP32, so it is said."""
+        proto = build.mlp()
+        proto.graph.initializer.append(build.const("vector", np.ones(4)))
+        proto.graph.node.append(helper.make_node("MatMul", ["y", "vector"], ["dot"], name="dot"))
+        proto.graph.node.append(helper.make_node("Transpose", ["y"], ["yt"], name="transposed", perm=[1, 0]))
+        proto.graph.node.append(helper.make_node("MatMul", ["y", "yt"], ["gram"], name="gram"))
+        result, _ = quantized(proto, target)
+        assert "dot" not in result.layers and "gram" not in result.layers
+        (degradation,) = result.degradations
+        assert degradation.code is DegradationCode.NOT_QUANTIZED
+        assert (degradation.count, degradation.subjects) == (2, ("dot", "gram"))
