@@ -16,14 +16,13 @@ from quantlab.calibrators.quantize import Scheme
 _SMALLEST_SHARE = 2.0**-7
 _COARSE, _FINE, _ROUNDS = 33, 9, 3
 _AFFINE_SWEEPS = 2
-
 _COARSENING = 8
 
 Ranges = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 class MeanSquaredError:
-    """Searches the share of the full range, on a geometric grid that is refined twice, that loses least.
+    """Searches the share of the full range, on a geometric grid that is refined three times, that loses least.
 
     The error is the closed form of `quantlab.calibrators.error`. Affine ranges are searched one end at a time.
     """

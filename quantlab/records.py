@@ -171,9 +171,9 @@ def _decode_tuple(
 
 
 def _decode_dataclass(cls: type, value: object, where: str, error: type[QuantlabError]) -> object:
-    if not isinstance(value, Mapping):
-        raise _fail(error, where, value, "a table")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    if not isinstance(value, Mapping):
+        raise _fail(error, where, value, "a table with the keys " + ", ".join(fields))
     given = {str(key).replace("-", "_"): item for key, item in value.items()}
     if len(given) < len(value):
         raise error(f"{where} has a key twice, with a dash and with an underscore", got=", ".join(map(str, value)))

@@ -45,12 +45,13 @@ def check(comparison: Path, policy: str, out: Path, console: Console) -> int:
     """
     import datetime as dt
 
+    from quantlab.gate import evaluate
     from quantlab.harness.comparison import Comparison
     from quantlab.reports import render
-    from quantlab.workflow.gate import comparison_path, find_policy, judge, write_verdict
+    from quantlab.workflow.gate import comparison_path, find_policy, write_verdict
 
     rules = find_policy(policy, Path())
-    verdict = judge(Comparison.load(comparison_path(comparison)), rules, dt.date.today())
+    verdict = evaluate(Comparison.load(comparison_path(comparison)), rules, dt.date.today())
     paths = write_verdict(out, verdict)
     text = render(verdict, "terminal", console.style)
     console.result(text + "\n" + "\n".join(f"wrote {path}" for path in paths), verdict.to_json())

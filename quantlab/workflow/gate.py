@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 
 from quantlab.errors import ConfigError
 from quantlab.files import is_file, is_folder, write_text
-from quantlab.gate import PRESETS, Policy, Verdict, evaluate, load_policy
-from quantlab.harness.comparison import Comparison
+from quantlab.gate import PRESETS, Policy, Verdict, load_policy
 from quantlab.reports import render
 
 
@@ -23,11 +21,6 @@ def find_policy(name: str, folder: Path) -> Policy:
     if f"quantlab:{name}" in PRESETS and not is_file(folder / name):
         raise ConfigError(f"policy {folder / name} does not exist", hint=f"did you mean 'quantlab:{name}'?")
     return load_policy(folder / name)
-
-
-def judge(comparison: Comparison, policy: Policy, today: dt.date) -> Verdict:
-    """The verdict of ``policy`` on ``comparison``; waivers that end before ``today`` are void."""
-    return evaluate(comparison, policy, today)
 
 
 def write_verdict(folder: Path, verdict: Verdict) -> tuple[Path, ...]:

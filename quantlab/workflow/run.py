@@ -14,7 +14,7 @@ from quantlab.engines.sidecar import sidecar_path
 from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
 from quantlab.files import sha256_file
-from quantlab.gate import Verdict
+from quantlab.gate import Verdict, evaluate
 from quantlab.graph.metadata import stated_preprocess
 from quantlab.graph.prepare import Prepared
 from quantlab.harness.compare import CompareSettings, compare
@@ -31,7 +31,7 @@ from quantlab.workflow.compare import (
     reference_name,
     write_comparison,
 )
-from quantlab.workflow.gate import find_policy, judge, write_verdict
+from quantlab.workflow.gate import find_policy, write_verdict
 from quantlab.workflow.recipe import CalibrateSection, CompareSection, Recipe, load_recipe
 from quantlab.workflow.sources import DataRequest, open_data, open_model, thread_count
 from quantlab.workflow.steps import Steps
@@ -107,7 +107,7 @@ class _Chain:
         table, files = self._calibrate(prepared, *calibration)
         engines = self._build(prepared, table)
         comparison, compared = self._compare(engines, *evaluation)
-        verdict = judge(comparison, policy, today)
+        verdict = evaluate(comparison, policy, today)
         judged = write_verdict(self.out, verdict)
         return RunResult(comparison, verdict, (*compared, *judged, *files.all(), self.out / "engines"))
 
