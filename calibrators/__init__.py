@@ -1,8 +1,10 @@
 """Histograms, range methods, the calibration table and TensorRT's calibration cache."""
 
+from quantlab.calibrators.distribution import Distribution
 from quantlab.calibrators.entropy import Entropy
 from quantlab.calibrators.error import clipped_fraction, mean_squared_errors, sqnr_db
-from quantlab.calibrators.histogram import Distribution, Histogram, load_histograms, save_histograms
+from quantlab.calibrators.histogram import Histogram, load_histograms, save_histograms
+from quantlab.calibrators.measure import measure_tensor
 from quantlab.calibrators.methods import DEFAULT_METHOD, METHOD_NAMES, check_method, range_methods
 from quantlab.calibrators.minmax import MinMax
 from quantlab.calibrators.mse import MeanSquaredError
@@ -20,7 +22,7 @@ from quantlab.calibrators.quantize import (
     quantize,
     weight_scales,
 )
-from quantlab.calibrators.table import CalibrationTable, Provenance, TensorEntry, TensorRange, measure_tensor
+from quantlab.calibrators.table import CalibrationTable, Provenance, TensorEntry, TensorRange
 from quantlab.calibrators.tensorrt_cache import CalibrationCache
 
 __all__ = [

@@ -1,8 +1,19 @@
 """Expected quantization error of a distribution, in closed form.
 
-Values are taken as spread evenly within each interval of a `Distribution`. Within the range the squared rounding
-error integrates exactly through G(t) = integral of (u - round(u))**2 from 0 to t = n/12 + f**3/3, where n = round(t)
-and f = t - n; outside it the clipping error integrates as a cubic.
+Values are taken as spread evenly within each interval of a `Distribution`. Quantizing x >= 0 to steps of size s takes
+s off the error x**2 at each border b = (k + 1/2) s that x is beyond, in the sense that
+
+    (x - q(x))**2 = x**2 - 2 s * (sum over the borders b below x of (x - b))
+
+because passing b changes q from k s to (k + 1) s, and so (x - q)**2 by s**2 (2 k + 1) - 2 s x = -2 s (x - b). The last
+code has no border behind it, so clipping is in the same formula; negative values mirror it. Summed over all values, the
+sum at a border is `Distribution.excess`, one look-up in prefix sums: 255 of them give the error of an 8-bit grid,
+however many values and intervals there are.
+
+Rounding: both terms are about the power of the tensor, and the error is their difference. Each look-up is right to a
+few times 2**-53 of the magnitudes beyond its border, so the error is right to about 1e-15 of the power: to a millionth
+at 90 dB, far above what 8 bits reach on anything that spreads. Errors below 1e-14 of the power (140 dB) are called
+zero: a float32 scale cannot do better even for values that lie exactly on the grid.
 """
 
 from __future__ import annotations
@@ -12,17 +23,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.calibrators.histogram import Distribution
+from quantlab.calibrators.distribution import Distribution
 from quantlab.calibrators.quantize import Scheme, parameters
 
 Array = NDArray[np.float64]
 
-
-def _rounding_integral(t: Array) -> Array:
-    whole = np.rint(t)
-    part = t - whole
-    result: Array = whole / 12.0 + part * part * part / 3.0
-    return result
+LOSSLESS = 1e-14
+"""Share of the power below which an error is rounding."""
 
 
 def mean_squared_errors(distribution: Distribution, lows: Array, highs: Array, scheme: Scheme) -> Array:
@@ -38,22 +45,17 @@ def mean_squared_errors(distribution: Distribution, lows: Array, highs: Array, s
         (C,) mean squared errors, in squared units of the tensor.
     """
     candidates = [parameters(float(low), float(high), scheme) for low, high in zip(lows, highs, strict=True)]
-    scale = np.array([c.scale for c in candidates])[:, None]
-    zero = np.array([c.zero_point for c in candidates])[:, None]
-    bottom, top = (scheme.qmin - zero) * scale, (scheme.qmax - zero) * scale
-    a, b, mass = distribution.low[None, :], distribution.high[None, :], distribution.mass
-    spread = distribution.high > distribution.low
-    width = np.where(spread, distribution.high - distribution.low, 1.0)
-    inner_a, inner_b = np.clip(a, bottom, top), np.clip(b, bottom, top)
-    inside = scale**3 * (_rounding_integral(inner_b / scale) - _rounding_integral(inner_a / scale))
-    below = (np.minimum(b - bottom, 0.0) ** 3 - np.minimum(a - bottom, 0.0) ** 3) / 3.0
-    above = (np.maximum(b - top, 0.0) ** 3 - np.maximum(a - top, 0.0) ** 3) / 3.0
-    errors = np.maximum(inside + below + above, 0.0) / width
-    if not spread.all():
-        points = distribution.low[~spread][None, :]
-        nearest = np.clip(np.rint(points / scale) * scale, bottom, top)
-        errors[:, ~spread] = (points - nearest) ** 2
-    result: Array = errors @ mass / mass.sum()
+    scales = np.array([c.scale for c in candidates])
+    zeros = np.array([c.zero_point for c in candidates])
+    borders = (np.arange(scheme.qmin, scheme.qmax) + 0.5 - zeros[:, None]) * scales[:, None]
+    return errors_of(distribution, scales, distribution.excess(borders).sum(axis=1))
+
+
+def errors_of(distribution: Distribution, scales: Array, gains: Array) -> Array:
+    """Mean squared errors from the sums of `Distribution.excess` over the borders of a grid; shapes broadcast."""
+    power = distribution.power
+    errors = power - 2.0 * scales * gains / distribution.total
+    result: Array = np.where(errors < LOSSLESS * power, 0.0, errors)
     return result
 
 
@@ -68,10 +70,4 @@ def sqnr_db(distribution: Distribution, low: float, high: float, scheme: Scheme)
 
 def clipped_fraction(distribution: Distribution, low: float, high: float) -> float:
     """Share of values outside ``[low, high]``, widened to hold zero, as every quantizer's range is."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    a, b = distribution.low, distribution.high
-    spread = b > a
-    width = np.where(spread, b - a, 1.0)
-    outside = (np.maximum(np.minimum(b, low) - a, 0.0) + np.maximum(b - np.maximum(a, high), 0.0)) / width
-    outside = np.where(spread, np.minimum(outside, 1.0), (a < low) | (a > high))
-    return float((outside * distribution.mass).sum()) / distribution.total
+    return distribution.outside(min(low, 0.0), max(high, 0.0)) / distribution.total

@@ -13,6 +13,12 @@ from quantlab.errors import ConfigError
 METHOD_NAMES = ("minmax", "percentile", "entropy", "mse")
 DEFAULT_METHOD = "mse"
 
+AUTO = "auto"
+"""Not a method of its own: for each tensor the method that serves the model's outputs best."""
+
+IMPORTED = "imported"
+"""Not a method of ours: ranges that were read from somebody else's file."""
+
 
 def range_methods(percentile: float = 99.99) -> tuple[RangeMethod, ...]:
     """One of every method.
@@ -32,16 +38,17 @@ def range_methods(percentile: float = 99.99) -> tuple[RangeMethod, ...]:
 
 
 def check_method(name: str) -> str:
-    """Return ``name`` if there is such a range method.
+    """Return ``name`` if ranges can be asked for by it.
 
     Raises:
         ConfigError: With the nearest name.
     """
-    if name in METHOD_NAMES:
+    known = (*METHOD_NAMES, AUTO)
+    if name in (*known, IMPORTED):
         return name
-    near = near_match(name, METHOD_NAMES)
+    near = near_match(name, known)
     raise ConfigError(
         f"there is no range method {name!r}",
-        expected=", ".join(METHOD_NAMES),
+        expected=", ".join(known),
         hint=f"did you mean {near!r}?" if near else None,
     )

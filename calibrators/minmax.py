@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantlab.calibrators.histogram import Distribution
+from quantlab.calibrators.distribution import Distribution
 from quantlab.calibrators.protocol import MethodRange
 from quantlab.calibrators.quantize import Scheme
 
@@ -11,6 +11,7 @@ class MinMax:
     """The exact minimum and maximum; amax for symmetric schemes (``IInt8MinMaxCalibrator``)."""
 
     name = "minmax"
+    searches = False
 
     def choose(self, distribution: Distribution, scheme: Scheme) -> MethodRange:
         """See `RangeMethod.choose`."""

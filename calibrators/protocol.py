@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from quantlab.calibrators.histogram import Distribution
+from quantlab.calibrators.distribution import Distribution
 from quantlab.calibrators.quantize import Scheme
 
 
@@ -17,7 +17,7 @@ class MethodRange:
         low: Lower bound; ``-high`` for symmetric schemes.
         high: Upper bound; amax for symmetric schemes.
         fallback: Why the method has no meaning for this tensor and min-max was used instead; None if it has.
-        candidates: Ranges that were compared; 1 for methods that do not search.
+        candidates: Ranges that were compared; 1 for methods that do not search, and where there was no use in it.
     """
 
     low: float
@@ -32,6 +32,11 @@ class RangeMethod(Protocol):
     @property
     def name(self) -> str:
         """Name on the command line, in tables and in variants."""
+        ...
+
+    @property
+    def searches(self) -> bool:
+        """Whether it compares candidates: then one candidate without a fallback is an error."""
         ...
 
     def choose(self, distribution: Distribution, scheme: Scheme) -> MethodRange:

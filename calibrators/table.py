@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantlab.calibrators.error import clipped_fraction, sqnr_db
-from quantlab.calibrators.histogram import Distribution, Histogram
 from quantlab.calibrators.methods import check_method
-from quantlab.calibrators.protocol import RangeMethod
-from quantlab.calibrators.quantize import SCHEMES, Scheme
-from quantlab.degradation import Degradation, DegradationCode
+from quantlab.calibrators.quantize import SCHEMES
+from quantlab.degradation import Degradation
 from quantlab.documents import canonical_sha256, dump_json, read_json
 from quantlab.errors import CalibrationError, ConfigError
 from quantlab.records import from_plain, to_plain
 
-TABLE_SCHEMA = "quantlab.calibration/1"
+TABLE_SCHEMA = "quantlab.calibration/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +23,21 @@ class TensorRange:
     Attributes:
         low: Lower bound, in the tensor's units.
         high: Upper bound; amax for symmetric schemes.
-        clipped_fraction: Share of calibration values outside, 0 to 1.
-        sqnr_db: Expected signal-to-quantization-noise ratio of the calibration values, in dB.
+        clipped_fraction: Share of calibration values outside, 0 to 1; None where values were not counted.
+        sqnr_db: Expected signal-to-quantization-noise ratio of the calibration values, in dB; None where values were
+            not counted.
         candidates: Ranges the method compared.
         fallback: Why min-max was used in place of the method; None if it was not.
+        picked: The method whose range this is, where ``auto`` chose it; None for the methods themselves.
     """
 
     low: float
     high: float
-    clipped_fraction: float
-    sqnr_db: float
+    clipped_fraction: float | None
+    sqnr_db: float | None
     candidates: int
     fallback: str | None
+    picked: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,13 @@ class TensorEntry:
         name: Name in the prepared graph.
         minimum: Exact minimum of the finite values.
         maximum: Exact maximum.
-        count: Finite values seen.
+        count: Finite values seen; 0 if the ranges were imported.
         non_finite: NaN and infinite values seen.
-        zero_fraction: Share of exact zeros.
+        zero_fraction: Share of exact zeros; None where values were not counted.
+        kind: What is odd about the values (see `Distribution.kind`); empty for ordinary ones.
         ranges: Scheme name to method name to range.
+        non_finite_sample: Id of the sample, the first by name, that made NaN or infinite values; None without.
+        absent_samples: Samples in which the tensor was empty or not given.
     """
 
     name: str
@@ -59,8 +62,11 @@ class TensorEntry:
     maximum: float
     count: int
     non_finite: int
-    zero_fraction: float
+    zero_fraction: float | None
+    kind: str
     ranges: Mapping[str, Mapping[str, TensorRange]]
+    non_finite_sample: str | None = None
+    absent_samples: int = 0
 
     @property
     def constant(self) -> bool:
@@ -70,31 +76,59 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made a table.
+    """What made a table. It holds no paths: the same model, data and settings give the same table anywhere.
 
     Attributes:
         quantlab: Version.
+        source: ``observed`` if the model was run on data, else the file that the ranges were imported from.
         model: File name of the model.
         model_sha256: Hash of the model file and its external data.
         graph_sha256: Hash of the prepared graph whose tensors the table names.
         shapes: Input shapes that were imposed, as given.
-        data: The data set in its own words.
-        data_sha256: Digest of its manifest, the same for any order.
-        preprocess_sha256: Hash of the preprocessing; empty for ready tensors.
+        preprocess: The preprocessing in plain values; None for ready tensors, and where it was assumed.
+        preprocess_sha256: Its hash, also where it was assumed; empty for ready tensors.
         samples: Content hashes of the samples, sorted, to find overlap with evaluation data.
         percentile: Share kept by the percentile method, in per cent.
     """
 
     quantlab: str
+    source: str
     model: str
     model_sha256: str
     graph_sha256: str
     shapes: Mapping[str, tuple[int, ...]]
-    data: Mapping[str, object]
-    data_sha256: str
+    preprocess: Mapping[str, object] | None
     preprocess_sha256: str
     samples: tuple[str, ...]
     percentile: float
+
+    @property
+    def data_sha256(self) -> str:
+        """Digest of the samples' contents, the same for any order and whatever they are called."""
+        return canonical_sha256({"samples": sorted(self.samples)})
+
+
+@dataclass(frozen=True, slots=True)
+class AutoChoice:
+    """Why method ``auto`` took the ranges it took.
+
+    Attributes:
+        target: Rules of the quantized graphs that were compared.
+        n_search: Calibration samples of the search.
+        n_check: Other calibration samples, on which the figures below were measured.
+        sqnr_db: SQNR at the model's outputs with each method used for all tensors, by method.
+        swept_sqnr_db: SQNR with the method that the search found for each tensor.
+        taken: ``sweep``, or the single method that was better.
+        picked: Number of tensors by method.
+    """
+
+    target: str
+    n_search: int
+    n_check: int
+    sqnr_db: Mapping[str, float]
+    swept_sqnr_db: float
+    taken: str
+    picked: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +141,7 @@ class CalibrationTable:
         tensors: Sorted by name.
         provenance: What made it.
         degradations: What was degraded on the way.
+        auto: The evidence of method ``auto``; None if it was not used.
     """
 
     method: str
@@ -114,6 +149,7 @@ class CalibrationTable:
     tensors: tuple[TensorEntry, ...]
     provenance: Provenance
     degradations: tuple[Degradation, ...]
+    auto: AutoChoice | None = None
 
     @property
     def sha256(self) -> str:
@@ -124,6 +160,22 @@ class CalibrationTable:
         """Entries by tensor name."""
         return {entry.name: entry for entry in self.tensors}
 
+    def range_of(self, entry: TensorEntry, scheme: str) -> TensorRange:
+        """The range of a tensor for a scheme by the table's method.
+
+        Raises:
+            ConfigError: If the table does not hold it.
+        """
+        by_method = entry.ranges.get(scheme, {})
+        if self.method not in by_method:
+            raise ConfigError(
+                f"the calibration table has no {self.method} range of tensor {entry.name!r} for {scheme}",
+                got=", ".join(by_method) or f"no ranges for {scheme}",
+                expected=self.method,
+                hint="calibrate with the --target that the ranges are for",
+            )
+        return by_method[self.method]
+
     def with_method(self, method: str) -> CalibrationTable:
         """The same table with another method chosen.
 
@@ -132,13 +184,12 @@ class CalibrationTable:
         """
         check_method(method)
         for entry in self.tensors:
-            for scheme, by_method in entry.ranges.items():
-                if method not in by_method:
-                    raise ConfigError(
-                        f"the calibration table has no {method} range of tensor {entry.name!r} for {scheme}",
-                        expected=", ".join(by_method),
-                        hint="calibrate again",
-                    )
+            if not any(method in by_method for by_method in entry.ranges.values()):
+                raise ConfigError(
+                    f"the calibration table has no {method} range of tensor {entry.name!r}",
+                    expected=", ".join(sorted({name for by_method in entry.ranges.values() for name in by_method})),
+                    hint="calibrate again",
+                )
         return replace(self, method=method)
 
     def to_json(self) -> str:
@@ -164,14 +215,13 @@ class CalibrationTable:
 
 
 def _check_entry(entry: TensorEntry, table_method: str, path: Path) -> None:
-    for needed in SCHEMES:
-        if table_method not in entry.ranges.get(needed, {}):
-            raise CalibrationError(
-                f"{path}: tensor {entry.name!r} has no {table_method} range for the scheme {needed}",
-                got=", ".join(entry.ranges.get(needed, {})) or "no range at all",
-                expected=f"a range of {table_method}, the table's method",
-                hint="run quantlab calibrate again",
-            )
+    if not any(table_method in by_method for by_method in entry.ranges.values()):
+        raise CalibrationError(
+            f"{path}: tensor {entry.name!r} has no {table_method} range",
+            got=", ".join(sorted({name for by_method in entry.ranges.values() for name in by_method})) or "no range",
+            expected=f"a range of {table_method}, the table's method",
+            hint="run quantlab calibrate again",
+        )
     for scheme, by_method in entry.ranges.items():
         if scheme not in SCHEMES:
             raise CalibrationError(
@@ -185,67 +235,3 @@ def _check_entry(entry: TensorEntry, table_method: str, path: Path) -> None:
                     got=f"[{chosen.low}, {chosen.high}]",
                     expected="two finite numbers, low <= high",
                 )
-
-
-def measure_tensor(name: str, histogram: Histogram, methods: Sequence[RangeMethod]) -> TensorEntry:
-    """Ranges of one tensor by every method and scheme, from its histogram.
-
-    Raises:
-        CalibrationError: If the tensor has no finite value.
-    """
-    try:
-        distribution = histogram.distribution()
-    except CalibrationError as cause:
-        raise CalibrationError(
-            f"tensor {name!r} has no finite value", got=f"{histogram.non_finite} NaN or infinite", hint=cause.hint
-        ) from cause
-    ranges = {
-        scheme.name: {method.name: _measure(distribution, method, scheme) for method in methods}
-        for scheme in SCHEMES.values()
-    }
-    return TensorEntry(
-        name,
-        distribution.minimum,
-        distribution.maximum,
-        histogram.total,
-        histogram.non_finite,
-        distribution.zero_fraction,
-        ranges,
-    )
-
-
-def _measure(distribution: Distribution, method: RangeMethod, scheme: Scheme) -> TensorRange:
-    chosen = method.choose(distribution, scheme)
-    return TensorRange(
-        chosen.low,
-        chosen.high,
-        clipped_fraction(distribution, chosen.low, chosen.high),
-        sqnr_db(distribution, chosen.low, chosen.high, scheme),
-        chosen.candidates,
-        chosen.fallback,
-    )
-
-
-def table_degradations(tensors: Iterable[TensorEntry], method: str) -> tuple[Degradation, ...]:
-    """What the chosen method could not do: fallbacks, and non-finite values left out."""
-    entries = list(tensors)
-    result = []
-    fallen = [
-        entry.name
-        for entry in entries
-        if not entry.constant and any(by_method[method].fallback for by_method in entry.ranges.values())
-    ]
-    if fallen:
-        result.append(
-            Degradation.of(
-                DegradationCode.METHOD_FALLBACK, f"{method} has no meaning for these tensors; min-max was used", fallen
-            )
-        )
-    broken = [entry.name for entry in entries if entry.non_finite]
-    if broken:
-        result.append(
-            Degradation.of(
-                DegradationCode.NON_FINITE_VALUES, "NaN or infinite activations were left out of ranges", broken
-            )
-        )
-    return tuple(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -48,6 +48,11 @@ class Selection:
     indices: tuple[int, ...]
     limit: int | None = None
     seed: int = 0
+
+
+def unreadable_message(unreadable: int, total: int) -> str:
+    """What the degradation `unreadable-samples` says."""
+    return f"{unreadable} of {total} samples could not be read and were left out"
 
 
 class SourceDataset:
@@ -159,6 +164,28 @@ class SourceDataset:
                     statistics.add(sample.inputs[name])
         return tuple(statistics.result() for statistics in running.values())
 
+    def part(self, ids: Collection[str]) -> SourceDataset:
+        """The samples of these ids alone, in the same order; what a pass over it finds is known to the whole as well.
+
+        Raises:
+            DataError: If no sample has one of the ids.
+        """
+        wanted = frozenset(ids)
+        indices = tuple(index for index in self._selection.indices if self._listing.ids[index] in wanted)
+        if not indices:
+            raise DataError(f"no sample of {self.name} has one of these ids", got=", ".join(sorted(wanted)[:3]))
+        selection = Selection(indices, self._selection.limit, self._selection.seed)
+        result = SourceDataset(
+            self._source,
+            self._inputs,
+            self._preprocess,
+            selection,
+            threads=self._threads,
+            num_classes=self._num_classes,
+        )
+        result._findings = self._findings
+        return result
+
     def describe(self) -> Mapping[str, Any]:
         """Plain values for provenance."""
         applied = self._preprocess.preprocess
@@ -266,8 +293,7 @@ class SourceDataset:
     def _unreadable(self) -> Iterator[Degradation]:
         bad = [f"{name}: {finding.reason}" for name, finding in self._known() if finding.reason is not None]
         if bad:
-            message = f"{len(bad)} of {len(self)} samples could not be read and were left out"
-            yield Degradation.of(DegradationCode.UNREADABLE_SAMPLES, message, bad)
+            yield Degradation.of(DegradationCode.UNREADABLE_SAMPLES, unreadable_message(len(bad), len(self)), bad)
 
     def _lossy(self) -> Iterator[Degradation]:
         by_loss: defaultdict[str, list[str]] = defaultdict(list)

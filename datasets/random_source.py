@@ -17,6 +17,11 @@ PREFIX = "random:"
 _MOST_SAMPLES = 1_000_000
 
 
+def random_message(total: int) -> str:
+    """What the degradation `random-data` says."""
+    return f"{total} samples of random numbers stood in for data; ranges and accuracy mean nothing"
+
+
 class RandomTensors:
     """A `Source` of tensors of the model's shapes.
 
@@ -34,14 +39,13 @@ class RandomTensors:
                 )
         self._inputs = tuple(inputs)
         self._seed = seed
-        message = f"{total} samples of random numbers stood in for data; ranges and accuracy mean nothing"
         self.listing = Listing(
             kind="random",
             name=f"{PREFIX}{total}",
             ids=tuple(f"random#{index}" for index in range(total)),
             labels=(None,) * total,
             images=False,
-            degradations=(Degradation(DegradationCode.RANDOM_DATA, message, total),),
+            degradations=(Degradation(DegradationCode.RANDOM_DATA, random_message(total), total),),
         )
 
     def load(self, index: int) -> TensorContent:

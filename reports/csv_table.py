@@ -1,16 +1,20 @@
-"""CSV of comparisons and verdicts; named so because ``csv`` is a module of Python."""
+"""CSV of every kind of result; named so because ``csv`` is a module of Python."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from quantlab.calibrators.stability_result import Stability
 from quantlab.calibrators.table import CalibrationTable
+from quantlab.findings import LintReport
 from quantlab.gate.verdict import Verdict
 from quantlab.harness.comparison import Comparison
 from quantlab.reports.calibration import calibration_frame
 from quantlab.reports.cells import plain
+from quantlab.reports.findings import findings_frame
 from quantlab.reports.format import Format, Style
+from quantlab.reports.stability import stability_frame
 from quantlab.reports.table import comparison_frame, verdict_frame
 
 if TYPE_CHECKING:
@@ -40,6 +44,16 @@ def render_table(table: CalibrationTable, style: Style) -> str:
     return _csv(calibration_frame(table))
 
 
+def render_findings(report: LintReport, style: Style) -> str:
+    """One line for each finding, the columns of `findings_frame`."""
+    return _csv(findings_frame(report))
+
+
+def render_stability(stability: Stability, style: Style) -> str:
+    """One line for each number of images and tensor, the columns of `stability_frame`."""
+    return _csv(stability_frame(stability))
+
+
 def _csv(frame: pd.DataFrame) -> str:
     guarded = frame.copy()
     for name in frame.columns:
@@ -51,5 +65,13 @@ def _csv(frame: pd.DataFrame) -> str:
 FORMAT = Format(
     "csv",
     ".csv",
-    MappingProxyType({Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: render_table}),
+    MappingProxyType(
+        {
+            Comparison: render_comparison,
+            Verdict: render_verdict,
+            CalibrationTable: render_table,
+            LintReport: render_findings,
+            Stability: render_stability,
+        }
+    ),
 )

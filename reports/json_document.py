@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from quantlab.calibrators.stability_result import Stability
 from quantlab.calibrators.table import CalibrationTable
+from quantlab.findings import LintReport
 from quantlab.gate.verdict import Verdict
 from quantlab.harness.comparison import Comparison
-from quantlab.reports import calibration
+from quantlab.reports import calibration, findings, stability
 from quantlab.reports.format import Format, Style
 
 
@@ -25,6 +27,12 @@ FORMAT = Format(
     "json",
     ".json",
     MappingProxyType(
-        {Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_json}
+        {
+            Comparison: render_comparison,
+            Verdict: render_verdict,
+            CalibrationTable: calibration.render_json,
+            LintReport: findings.render_json,
+            Stability: stability.render_json,
+        }
     ),
 )

@@ -1,4 +1,4 @@
-"""Markdown (GitHub's) of comparisons and verdicts."""
+"""Markdown (GitHub's) of comparisons, verdicts and findings."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import re
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
+from quantlab.calibrators.stability_result import Stability
+from quantlab.findings import LintReport, group_findings
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.comparison import Comparison, VariantResult
 from quantlab.reports.cells import digest, interval, plain, shorten
+from quantlab.reports.findings import lint_head, place
 from quantlab.reports.format import Format, Style
+from quantlab.reports.stability import (
+    SIZE_HEADINGS,
+    sentences,
+    size_cells,
+    stability_head,
+    tensor_cells,
+    tensor_headings,
+)
 from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
@@ -108,4 +119,45 @@ def render_verdict(verdict: Verdict, style: Style) -> str:
     return "\n".join(lines) + "\n"
 
 
-FORMAT = Format("markdown", ".md", MappingProxyType({Comparison: render_comparison, Verdict: render_verdict}))
+def render_findings(report: LintReport, style: Style) -> str:
+    """A section for each rule that found something, with a table of every place."""
+    lines = [f"# Lint: {escape(report.file)}", "", f"{escape(lint_head(report))}."]
+    for group in group_findings(report.findings):
+        lines += [
+            "",
+            f"## {group.severity}: {escape(group.rule)}",
+            "",
+            f"{escape(group.why[:1].upper() + group.why[1:])}.",
+        ]
+        lines += ["", f"Fix: {escape(group.fix)}.", ""]
+        lines += table(("where", "found"), [(escape(place(f)), escape(f.message)) for f in group.findings], 2)
+    return "\n".join(lines) + "\n"
+
+
+def render_stability(stability: Stability, style: Style) -> str:
+    """The finding, a table of sizes, and one of all tensors, least stable first."""
+    finding, *notes = sentences(stability)
+    lines = [f"# {escape(stability.model)}: stability of the ranges", "", escape(stability_head(stability)), ""]
+    lines += [f"**{escape(finding)}**", "", escape(" ".join(notes))]
+    if stability.sizes:
+        sizes = [[escape(cell) for cell in size_cells(size)] for size in stability.sizes]
+        tensors = [[escape(cell) for cell in tensor_cells(tensor)] for tensor in stability.least_stable()]
+        lines += ["", *table(SIZE_HEADINGS, sizes, 0), "", "Most moved and lost in any subset:", ""]
+        lines += table(tensor_headings(stability), tensors, 1)
+    lines += ["", "## Degradations", ""]
+    lines += [f"- {escape(str(degradation))}" for degradation in stability.degradations] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+FORMAT = Format(
+    "markdown",
+    ".md",
+    MappingProxyType(
+        {
+            Comparison: render_comparison,
+            Verdict: render_verdict,
+            LintReport: render_findings,
+            Stability: render_stability,
+        }
+    ),
+)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+from quantlab.calibrators.stability_result import Stability
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.degradation import Degradation
+from quantlab.findings import LintReport
 from quantlab.gate.verdict import CheckResult, Outcome, Verdict
 from quantlab.harness.comparison import Comparison, VariantResult
-from quantlab.reports import calibration
+from quantlab.reports import calibration, findings, stability
 from quantlab.reports.cells import digest, fixed, interval, plain
 from quantlab.reports.format import Format, Style
 from quantlab.reports.grid import GridColumn, grids
+from quantlab.reports.lines import MIN_WIDTH, paint, wrap
 from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
 
-_MIN_WIDTH = 40
-_ANSI: Mapping[str, str] = MappingProxyType(
-    {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "magenta": "35"}
-)
 _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     {
         Outcome.PASS: "green",
@@ -32,18 +29,17 @@ _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     }
 )
 _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
-_UNIT = re.compile(r"(?<=\d) (%|pp|dB)(?!\w)")
 _BEST, _UNDECIDED, _PLAIN = "*", "~", " "
 
 
 def render_comparison(comparison: Comparison, style: Style) -> str:
     """Accuracy drift, latency and size, and the degradations; tables are stacked where the width does not suffice."""
-    width = max(style.width, _MIN_WIDTH)
+    width = max(style.width, MIN_WIDTH)
     head = (
         f"{comparison.model}: {comparison.n_samples:,} samples, reference {comparison.reference}, "
         f"model {digest(comparison.model_sha256)}, data {digest(comparison.data_sha256)}"
     )
-    lines = [*_wrap(head, width), ""]
+    lines = [*wrap(head, width), ""]
     for title, columns in (("Accuracy drift", DRIFT_COLUMNS), ("Latency and size", LATENCY_COLUMNS)):
         lines += _tables(title, shown(columns, comparison), comparison, width, style)
     lines += _legend(comparison, width)
@@ -53,12 +49,12 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
 
 def render_verdict(verdict: Verdict, style: Style) -> str:
     """The verdict, then every check with its sentence, worst first."""
-    width = max(style.width, _MIN_WIDTH)
+    width = max(style.width, MIN_WIDTH)
     head = (
         f"policy {verdict.policy} ({digest(verdict.policy_sha256)}), model {verdict.model} "
         f"({digest(verdict.model_sha256)}), {verdict.n_samples:,} samples, one-sided alpha {verdict.alpha:g}"
     )
-    lines = [_paint(f"Gate: {verdict.outcome}", style, "bold", _COLOURS[verdict.outcome]), *_wrap(head, width), ""]
+    lines = [paint(f"Gate: {verdict.outcome}", style, "bold", _COLOURS[verdict.outcome]), *wrap(head, width), ""]
     ordered = verdict.worst_first()
     for check in ordered:
         if not check.is_passed_guard:
@@ -72,10 +68,10 @@ def _tables(title: str, columns: Sequence[Column], comparison: Comparison, width
     first = GridColumn("variant", tuple(plain(result.name) for result in comparison.variants))
     prepared = [_column(column, comparison) for column in columns]
     for number, lines in enumerate(grids(first, prepared, width)):
-        yield _paint(title if number == 0 else f"{title} (continued)", style, "bold")
+        yield paint(title if number == 0 else f"{title} (continued)", style, "bold")
         yield lines[0]
         for result, line in zip(comparison.variants, lines[1:], strict=True):
-            yield _paint(line, style, "dim") if result.name == comparison.reference else line
+            yield paint(line, style, "dim") if result.name == comparison.reference else line
         yield ""
 
 
@@ -110,51 +106,43 @@ def _legend(comparison: Comparison, width: int) -> list[str]:
             f"Latency: {timed.boundary}, batch {timed.batch_size}, ratio to {comparison.reference}, "
             f"{confidence} % interval; A/A control {interval(comparison.noise_floor, 3)}."
         )
-    return [*_wrap(" ".join(notes), width), ""] if notes else []
+    return [*wrap(" ".join(notes), width), ""] if notes else []
 
 
 def _degradations(degradations: Sequence[Degradation], width: int, style: Style) -> Iterator[str]:
     if not degradations:
         yield "No degradations."
         return
-    yield _paint(f"Degradations ({len(degradations)})", style, "bold", "yellow")
+    yield paint(f"Degradations ({len(degradations)})", style, "bold", "yellow")
     for degradation in degradations:
-        yield from _wrap(str(degradation), width, "  - ", "    ")
+        yield from wrap(str(degradation), width, "  - ", "    ")
 
 
 def _check(check: CheckResult, width: int, style: Style) -> Iterator[str]:
     level = "" if check.level == "error" else f" [{check.level}]"
     title = check.id + level + (f" {check.candidate}" if check.candidate is not None else "")
     indent = " " * (_OUTCOME_WIDTH + 2)
-    first, *more = _wrap(title, width, indent, indent) or [""]
-    label = _paint(f"{check.outcome:<{_OUTCOME_WIDTH}}", style, "bold", _COLOURS[check.outcome])
+    first, *more = wrap(title, width, indent, indent) or [""]
+    label = paint(f"{check.outcome:<{_OUTCOME_WIDTH}}", style, "bold", _COLOURS[check.outcome])
     yield f"{label}  {first.strip()}"
     yield from more
-    yield from _wrap(check.reason, width, indent, indent)
+    yield from wrap(check.reason, width, indent, indent)
     if check.waiver is not None:
-        yield from _wrap(f"waived: {check.waiver}", width, indent, indent)
+        yield from wrap(f"waived: {check.waiver}", width, indent, indent)
     if check.next_step:
-        yield from _wrap(f"next: {check.next_step}", width, indent, indent)
-
-
-def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
-    together = _UNIT.sub("\u00a0\\1", plain(text))  # a number and its unit stay on one line
-    lines = textwrap.wrap(
-        together, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
-    return [line.replace("\u00a0", " ") for line in lines]
-
-
-def _paint(text: str, style: Style, *names: str) -> str:
-    if not style.colour:
-        return text
-    return f"\x1b[{';'.join(_ANSI[name] for name in names)}m{text}\x1b[0m"
+        yield from wrap(f"next: {check.next_step}", width, indent, indent)
 
 
 FORMAT = Format(
     "terminal",
     ".txt",
     MappingProxyType(
-        {Comparison: render_comparison, Verdict: render_verdict, CalibrationTable: calibration.render_terminal}
+        {
+            Comparison: render_comparison,
+            Verdict: render_verdict,
+            CalibrationTable: calibration.render_terminal,
+            LintReport: findings.render_terminal,
+            Stability: stability.render_terminal,
+        }
     ),
 )

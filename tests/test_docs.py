@@ -95,7 +95,7 @@ def test_design_names_verbs_and_layers() -> None:
 
 
 def test_bundled_models() -> None:
-    training = json.loads((ROOT / "datasets/samples/training.json").read_text(encoding="utf-8"))["models"]
+    training = json.loads((ROOT / "datasets/samples/training.json").read_text(encoding="utf-8"))
     for row in _rows(README, "model"):
         facts = training.pop(row[0].split("`")[1])
         assert row[1:] == [f"{facts['parameters']:,}", f"{facts['test_top1_percent']:.2f} %"]

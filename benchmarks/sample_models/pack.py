@@ -32,7 +32,7 @@ Array = NDArray[np.generic]
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-MODELS = ("fashion-resnet", "fashion-mobilenet")
+MODELS = ("fashion-resnet", "fashion-mobilenet", "fashion-vit")
 EVALUATION, CALIBRATION = 2000, 512
 MAX_TOTAL_BYTES = 6 * 2**20
 
@@ -41,7 +41,7 @@ Fashion-MNIST
 =============
 
 fashion-mnist-eval.npz and fashion-mnist-calibration.npz hold part of the Fashion-MNIST images and labels, unchanged,
-and fashion-resnet.onnx and fashion-mobilenet.onnx were trained on its training images.
+and fashion-resnet.onnx, fashion-mobilenet.onnx and fashion-vit.onnx were trained on its training images.
 Source: https://github.com/zalandoresearch/fashion-mnist
 
 The MIT License (MIT)

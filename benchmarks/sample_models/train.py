@@ -1,4 +1,4 @@
-"""Train the two bundled models on Fashion-MNIST and export them to ONNX.
+"""Train the three bundled models on Fashion-MNIST and export them to ONNX.
 
 Run on any machine with PyTorch (a GPU makes it minutes instead of hours)::
 
@@ -136,7 +136,55 @@ class MobileNetV3Like(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-MODELS = {"fashion-resnet": ResNet, "fashion-mobilenet": MobileNetV3Like}
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values (Vaswani et al. 2017)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5).softmax(-1)
+        return self.project((weights @ v).transpose(1, 2).reshape(n, tokens, width))
+
+
+class EncoderBlock(nn.Module):
+    """Layer norm before attention and before the MLP, both with a residual (Dosovitskiy et al. 2021, figure 1)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """A ViT in miniature: 49 patches of 4x4 pixels and a class token."""
+
+    def __init__(self, width: int = 96, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, 50, width))
+        self.blocks = nn.Sequential(*(EncoderBlock(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        return self.classifier(self.norm(self.blocks(x))[:, 0])
+
+
+MODELS = {"fashion-resnet": ResNet, "fashion-mobilenet": MobileNetV3Like, "fashion-vit": VisionTransformer}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -181,10 +229,17 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100.0 * hits / len(labels)
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int, peak: float) -> None:
-    """SGD with Nesterov momentum and a one-cycle learning rate."""
+def make_optimizer(model: nn.Module) -> tuple[torch.optim.Optimizer, float]:
+    """Optimizer and peak learning rate: SGD with Nesterov momentum for convolutions, AdamW for the transformer."""
+    if isinstance(model, VisionTransformer):
+        return torch.optim.AdamW(model.parameters(), 1.5e-3, weight_decay=0.05), 1.5e-3
+    return torch.optim.SGD(model.parameters(), 0.2, momentum=0.9, weight_decay=5e-4, nesterov=True), 0.2
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int) -> None:
+    """Training with a one-cycle learning rate."""
     steps = len(images) // batch
-    optimizer = torch.optim.SGD(model.parameters(), peak, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer, peak = make_optimizer(model)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, epochs * steps, pct_start=0.2)
     model.train()
     for epoch in range(epochs):
@@ -223,7 +278,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=None, help="60, and 150 for the transformer, if not given")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, help="train only these")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=2026)
     options = parser.parse_args()
@@ -231,26 +287,30 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images, labels = load(options.data, "train", device)
     test_images, test_labels = load(options.data, "t10k", device)
-    record: dict[str, object] = {
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "batch": options.batch,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
-        "models": {},
-    }
-    for name, factory in MODELS.items():
+    written = options.out / "training.json"
+    record: dict[str, dict[str, object]] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+    for name in options.models:
+        factory = MODELS[name]
+        epochs = options.epochs or (150 if factory is VisionTransformer else 60)
         torch.manual_seed(options.seed)
         model = factory().to(device)
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{name}: {parameters:,} parameters", flush=True)
         start = time.perf_counter()
-        train(model, images, labels, options.epochs, options.batch, 0.2)
+        train(model, images, labels, epochs, options.batch)
         top1 = accuracy(model, test_images, test_labels)
         print(f"  top-1 on 10,000 test images {top1:.2f} % after {time.perf_counter() - start:.0f} s", flush=True)
         export(model, options.out / f"{name}.onnx")
-        record["models"][name] = {"parameters": parameters, "test_top1_percent": top1}  # type: ignore[index]
-    (options.out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        record[name] = {
+            "parameters": parameters,
+            "test_top1_percent": top1,
+            "seed": options.seed,
+            "epochs": epochs,
+            "batch": options.batch,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        }
+    written.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bundled sample data: two small models and part of Fashion-MNIST.
+"""The bundled sample data: three small models and part of Fashion-MNIST.
 
 ``benchmarks/sample_models/pack.py`` makes the files; ``NOTICE`` has their licence.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from quantlab.datasets.subset import balanced_subset
 from quantlab.errors import ConfigError, OutputError
 
-SAMPLE_MODELS = ("fashion-resnet", "fashion-mobilenet")
+SAMPLE_MODELS = ("fashion-resnet", "fashion-mobilenet", "fashion-vit")
 """Names of the bundled models."""
 
 SAMPLE_SETS = {"calibration": "fashion-mnist-calibration.npz", "evaluation": "fashion-mnist-eval.npz"}

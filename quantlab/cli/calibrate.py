@@ -6,21 +6,33 @@ from pathlib import Path
 
 import click
 
-from quantlab.cli import options
+from quantlab.cli import merging, options
 from quantlab.cli.console import Console
 
 
 @click.command(short_help="Images and an FP32 model to calibrated ranges.")
+@merging.parts
+@merging.merge
 @options.model
-@options.data
+@merging.data
 @options.labels
 @options.preprocess
 @options.shapes
 @options.limit
-@click.option("--method", default="mse", show_default=True, metavar="NAME", help="minmax, percentile, entropy or mse.")
+@click.option(
+    "--method",
+    default="mse",
+    show_default=True,
+    metavar="NAME",
+    help="minmax, percentile, entropy, mse, or auto: chosen for each tensor by the error at the model's outputs.",
+)
+@click.option(
+    "--minmax-only", is_flag=True, help="With --method minmax: take minima and maxima alone, at the cost of inference."
+)  # fmt: skip
 @click.option(
     "--percentile", type=float, default=99.99, show_default=True, help="Share that the percentile method keeps."
 )
+@merging.stability
 @options.target
 @click.option(
     "--batch-size", type=click.IntRange(1, 65536), default=1, show_default=True,
@@ -32,14 +44,18 @@ from quantlab.cli.console import Console
 @click.option("--force", is_flag=True, help="Overwrite an earlier calibration made from other inputs.")
 @options.common
 def command(
+    parts: tuple[Path, ...],
+    merge: bool,
     model: Path | None,
-    data: str,
+    data: str | None,
     labels: Path | None,
     preprocess: str | None,
     shapes: tuple[str, ...],
     limit: int | None,
     method: str,
+    minmax_only: bool,
     percentile: float,
+    stability: bool,
     target: str,
     batch_size: int,
     threads: int,
@@ -51,14 +67,21 @@ def command(
     r"""Run images through an FP32 model once, and compute the ranges of every method.
 
     Writes calibration.json (all methods' ranges with provenance), <model>.qdq.onnx (Q/DQ model for TensorRT 11,
-    TensorRT-RTX and ONNX Runtime), <model>.calib (TensorRT <= 10 calibration cache) and histograms.npz.
+    TensorRT-RTX and ONNX Runtime), <model>.calib (TensorRT <= 10 calibration cache) and histograms.npz. With --merge,
+    the same from PARTS that were calibrated before, byte for byte as from all their images at once.
 
     \b
     Examples:
       quantlab calibrate --data imgs/
       quantlab calibrate --model net.onnx --data imgs/ --preprocess imagenet --limit 512 -o out/
+      quantlab calibrate --merge one/ two/ -o whole/
     """
+    merging.check_flags(merge, parts)
+    if merge or data is None:
+        return merging.run_merge(parts, model, method, target, threads, out, force, console)
     from quantlab.documents import dump_json
+    from quantlab.engines.observation import observe
+    from quantlab.memory import return_large_blocks
     from quantlab.workflow.build import target_for
     from quantlab.workflow.calibrate import (
         CalibrateSettings,
@@ -69,16 +92,26 @@ def command(
         write_calibration,
     )
     from quantlab.workflow.sources import DataRequest, find_model, open_data, open_model, parse_shapes, thread_count
+    from quantlab.workflow.stability import GroupedObservation, add_stability
 
     del batch_size
-    settings = CalibrateSettings(method, percentile, thread_count(threads))
     profile = target_for(target)
+    settings = CalibrateSettings(method, percentile, thread_count(threads), profile, minmax_only)
+    return_large_blocks()
     prepared = open_model(find_model(model, Path()), parse_shapes(shapes), console)
     request = DataRequest(data, labels, limit, seed, settings.threads, preprocess)
     check_overwrite(out, prepared, force=force)
     dataset, resolved = open_data(prepared.model, request, console)
-    table, histograms = calibrate(prepared, dataset, resolved, settings, console)
+    grouped = GroupedObservation(seed) if stability else None
+    table, histograms = calibrate(
+        prepared, dataset, resolved, settings, console, grouped.observe if grouped is not None else observe
+    )
     files = write_calibration(out, prepared, table, histograms, profile)
     for degradation in table.degradations:
         console.warn(degradation)
-    console.result(summary_text(table, files, console.style), dump_json(summary_document(table, files)))
+    text, document = summary_text(table, files, console.style), summary_document(table, files)
+    if grouped is not None:
+        more = add_stability(grouped, out, prepared, table, profile, settings.threads, console, console.style)
+        text, document = text + "\n" + more[0], document | more[1]
+    console.result(text, dump_json(document))
+    return None

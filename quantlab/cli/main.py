@@ -27,12 +27,13 @@ VERBS = {
     "gate": "Comparison and policy to a verdict and an exit code; `gate plan` counts the images needed.",
     "run": "The whole chain from a quantlab.toml; steps are cached and resumed.",
     "report": "Render a saved result again, in another format.",
+    "convert-cache": "TensorRT caches, tables and Q/DQ models into each other.",
     "inspect": "What is in a model, engine, calibration table, cache or result file.",
     "doctor": "What works on this machine.",
     "demo": "A working folder with bundled models, images, recipe and policy.",
     "completion": "Print the completion script of a shell.",
 }
-PLANNED = ("bench", "sensitivity", "search", "convert-cache", "export", "history")
+PLANNED = ("bench", "sensitivity", "search", "export", "history")
 
 EPILOG = """\b
 Examples:
@@ -66,7 +67,7 @@ class LazyGroup(click.Group):
         """The verb's command, imported now."""
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"quantlab.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"quantlab.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(

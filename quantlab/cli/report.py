@@ -23,7 +23,7 @@ from quantlab.cli.console import Console, echo
 @click.option("-o", "--out", type=options.PATH, help="Write to this file. Default: stdout.")
 @options.common
 def command(result: Path, name: str, out: Path | None, console: Console) -> None:
-    """Render RESULT (comparison.json, gate.json or calibration.json); nothing is computed again."""
+    """Render RESULT (comparison.json, gate.json, calibration.json or saved findings); nothing is computed again."""
     from quantlab.files import write_text
     from quantlab.reports import render
     from quantlab.workflow.results import load_result

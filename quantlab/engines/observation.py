@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ from quantlab.graph.session import first_line
 from quantlab.progress import Narrator
 
 Arrays = Mapping[str, NDArray[np.generic]]
+FloatArray = NDArray[np.float32]
 
 
 def observed_tensors(prepared: Prepared) -> tuple[str, ...]:
@@ -83,9 +84,23 @@ def derived_tensors(prepared: Prepared, tensors: Sequence[str]) -> dict[str, Cli
     return derived
 
 
+class Observation(dict[str, Histogram]):
+    """Histograms by tensor name, and what was odd on the way.
+
+    Attributes:
+        non_finite: Of tensors with NaN or infinite values, the id of the first sample, by name, that made them.
+        absent: Of tensors that were empty or not given in some samples, in how many.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.non_finite: dict[str, str] = {}
+        self.absent: dict[str, int] = {}
+
+
 def observe(
     prepared: Prepared, dataset: Dataset, tensors: Sequence[str], threads: int, narrator: Narrator
-) -> dict[str, Histogram]:
+) -> Observation:
     """Histograms of ``tensors`` over the whole data set.
 
     Args:
@@ -100,14 +115,99 @@ def observe(
         DataError: From the data set.
     """
     derived = derived_tensors(prepared, tensors)
-    observer = _Observer(prepared, [name for name in tensors if name not in derived], len(dataset))
+    counter = _Counter([name for name in tensors if name not in derived], len(dataset))
+    run_all(prepared, dataset, counter.tensors, counter.add, threads, narrator)
+    result = Observation()
+    result.update(counter.histograms)
+    result.non_finite.update(counter.non_finite)
+    result.absent.update(counter.absent)
+    for name in tensors:  # in graph order, so that a Relu behind a Clip finds its input
+        if name in derived and derived[name].source in result:
+            rule = derived[name]
+            result[name] = result[rule.source].clipped(rule.low, rule.high)
+            if rule.source in result.absent:
+                result.absent[name] = result.absent[rule.source]
+            if result[name].non_finite:
+                result.non_finite[name] = result.non_finite[rule.source]
+    return result
+
+
+class _Counter:
+    """A locked histogram for each tensor."""
+
+    def __init__(self, tensors: Sequence[str], samples: int) -> None:
+        self.tensors = tuple(tensors)
+        self.samples = samples
+        self.histograms: dict[str, Histogram] = {}
+        self.non_finite: dict[str, str] = {}
+        self.absent: dict[str, int] = {}
+        self.opening = threading.Lock()
+        self.locks = {name: threading.Lock() for name in tensors}
+
+    def add(self, values: Mapping[str, FloatArray], group: Sequence[Sample]) -> None:
+        """Count the values that one group of samples gave."""
+        self._open_histograms(sum(value.size for value in values.values()) // len(group))
+        for name, value in values.items():
+            with self.locks[name]:
+                histogram = self.histograms[name]
+                before = histogram.non_finite
+                histogram.add(value)
+                if histogram.non_finite > before:
+                    self._note_non_finite(name, value, group)
+                if value.size == 0:
+                    self.absent[name] = self.absent.get(name, 0) + len(group)
+
+    def _note_non_finite(self, name: str, value: FloatArray, group: Sequence[Sample]) -> None:
+        """Remember the sample that comes first by name, so that neither order nor threads matter."""
+        ids = [sample.id for sample in group]
+        if len(group) > 1 and value.ndim and value.shape[0] == len(group):
+            broken = ~np.isfinite(value.reshape(len(group), -1)).all(axis=1)
+            ids = [sample_id for sample_id, is_broken in zip(ids, broken, strict=True) if is_broken]
+        self.non_finite[name] = min([*ids, *([self.non_finite[name]] if name in self.non_finite else [])])
+
+    def _open_histograms(self, values_a_sample: int) -> None:
+        """With the first sample it is known how much there is to count, and so which kernel is fastest."""
+        with self.opening:
+            if not self.histograms:
+                kernel = kernel_for(values_a_sample * self.samples)
+                self.histograms = {name: Histogram(kernel) for name in self.tensors}
+
+
+def run_all(
+    prepared: Prepared,
+    dataset: Dataset,
+    tensors: Sequence[str],
+    take: Callable[[Mapping[str, FloatArray], Sequence[Sample]], None],
+    threads: int,
+    narrator: Narrator,
+) -> None:
+    """Run every sample once and hand on the values of ``tensors``.
+
+    Args:
+        prepared: The graph to run.
+        dataset: Samples.
+        tensors: Activations and inputs.
+        take: Called from several threads with the values of one group of samples (a single one unless the model's
+            batch is fixed; padding removed), valid until it returns, and the samples.
+        threads: Workers, at least 1.
+        narrator: Told of progress.
+
+    Raises:
+        CalibrationError: If ONNX Runtime fails on a sample, which is named.
+        DataError: From the data set.
+    """
+    runner = _Runner(prepared, tensors)
     size = prepared.fixed_batch or 1
     tracked = narrator.track(_groups(dataset, size), -(-len(dataset) // size), "calibrating")
     pool = ThreadPoolExecutor(threads, thread_name_prefix="observe")
     pending: set[Future[None]] = set()
+
+    def work(group: Sequence[Sample]) -> None:
+        take(runner.values(group), group)
+
     try:
         for group in tracked:
-            pending.add(pool.submit(observer.add, group))
+            pending.add(pool.submit(work, group))
             if len(pending) > threads:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -116,12 +216,6 @@ def observe(
             future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    histograms = observer.histograms
-    for name in tensors:  # in graph order, so that a Relu behind a Clip finds its input
-        if name in derived and derived[name].source in histograms:
-            rule = derived[name]
-            histograms[name] = histograms[rule.source].clipped(rule.low, rule.high)
-    return histograms
 
 
 def _groups(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
@@ -135,38 +229,31 @@ def _groups(dataset: Dataset, size: int) -> Iterator[list[Sample]]:
         yield group
 
 
-class _Observer:
-    """A session that gives the observed tensors, and a locked histogram for each."""
+class _Runner:
+    """A session that gives the values of some tensors, sample by sample."""
 
-    def __init__(self, prepared: Prepared, tensors: Sequence[str], samples: int) -> None:
+    def __init__(self, prepared: Prepared, tensors: Sequence[str]) -> None:
         self.fixed_batch = prepared.fixed_batch
         self.session = open_session(prepared.model, threads=1, outputs=tensors, error=CalibrationError)
         inputs = {value.name for value in self.session.get_inputs()}
         self.fed = [name for name in tensors if name in inputs]
         self.fetched = [name for name in tensors if name not in inputs]
-        self.samples = samples
-        self.histograms: dict[str, Histogram] = {}
-        self.opening = threading.Lock()
-        self.locks = {name: threading.Lock() for name in tensors}
         self.local = threading.local()
 
-    def add(self, group: Sequence[Sample]) -> None:
-        """Run one group of samples (a single one unless the model's batch is fixed) and count."""
+    def values(self, group: Sequence[Sample]) -> dict[str, FloatArray]:
+        """Values of one group of samples; valid until this thread's next call."""
         padding = (self.fixed_batch or 1) - len(group)
         rows = [*group, *[group[-1]] * padding]
         feed = {name: np.stack([sample.inputs[name] for sample in rows]) for name in group[0].inputs}
         try:
-            values = self._run(feed)
+            fetched = self._run(feed)
         except Exception as cause:  # onnxruntime's exceptions share no base class
             raise CalibrationError(f"the model failed on sample {group[0].id!r}", got=first_line(cause)) from cause
-        self._open_histograms(sum(value.size for value in values) // len(rows))
-        for name, value in zip(self.fetched, values, strict=True):
-            self._count(name, value, len(group), padding)
-        for name in self.fed:
-            self._count(name, feed[name], len(group), padding)
+        found = dict(zip(self.fetched, fetched, strict=True)) | {name: feed[name] for name in self.fed}
+        return {name: _real(value, len(group), padding) for name, value in found.items()}
 
-    def _run(self, feed: Arrays) -> Sequence[NDArray[np.generic]]:
-        """Values of the fetched tensors; valid until this thread's next call.
+    def _run(self, feed: Arrays) -> Sequence[NDArray[np.generic] | None]:
+        """Values of the fetched tensors.
 
         Letting ONNX Runtime allocate tens of megabytes of outputs anew for each sample costs several times the
         inference itself in page faults, so each worker binds its own buffers and keeps them while shapes stay.
@@ -180,21 +267,18 @@ class _Observer:
                 return bound.run(feed)
             except Exception:  # an output whose shape depends on the values; the plain call decides what is wrong
                 self.local.bound = None
-        values: list[NDArray[np.generic]] = self.session.run(self.fetched, feed)
-        self.local.bound = _Bound(self.session, feed, dict(zip(self.fetched, values, strict=True)))
+        values: list[NDArray[np.generic] | None] = self.session.run(self.fetched, feed)
+        given = {name: value for name, value in zip(self.fetched, values, strict=True) if value is not None}
+        self.local.bound = _Bound(self.session, feed, given) if len(given) == len(values) else None
         return values
 
-    def _open_histograms(self, values_a_sample: int) -> None:
-        """With the first sample it is known how much there is to count, and so which kernel is fastest."""
-        with self.opening:
-            if not self.histograms:
-                kernel = kernel_for(values_a_sample * self.samples)
-                self.histograms = {name: Histogram(kernel) for name in self.locks}
 
-    def _count(self, name: str, value: NDArray[np.generic], n: int, padding: int) -> None:
-        real = value[:n] if padding and value.ndim and value.shape[0] == n + padding else value
-        with self.locks[name]:
-            self.histograms[name].add(np.asarray(real, np.float32))
+def _real(value: NDArray[np.generic] | None, n: int, padding: int) -> FloatArray:
+    """Values without those of the padding; none where an optional output was not given."""
+    if value is None:
+        return np.zeros(0, np.float32)
+    real = value[:n] if padding and value.ndim and value.shape[0] == n + padding else value
+    return np.asarray(real, np.float32)
 
 
 class _Bound:

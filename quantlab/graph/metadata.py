@@ -6,7 +6,7 @@ from onnx import ModelProto
 
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.datasets.preprocess import Preprocess
-from quantlab.datasets.resolution import ASSUMED, METADATA_KEY
+from quantlab.datasets.resolution import METADATA_KEY
 from quantlab.errors import CalibrationError, ConfigError
 
 
@@ -16,9 +16,8 @@ def stated_preprocess(table: CalibrationTable) -> str | None:
     Raises:
         CalibrationError: If the table's description of it is damaged.
     """
-    data = table.provenance.data
-    plain = data.get("preprocess")
-    if not isinstance(plain, dict) or data.get("preprocess_origin") == ASSUMED:
+    plain = table.provenance.preprocess
+    if plain is None:
         return None
     try:
         return Preprocess.from_plain(plain, "the calibration table's preprocessing").to_json()

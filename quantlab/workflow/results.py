@@ -7,16 +7,37 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from quantlab.calibrators.stability_result import STABILITY_SCHEMA, Stability
 from quantlab.calibrators.table import TABLE_SCHEMA, CalibrationTable
-from quantlab.documents import read_file
+from quantlab.documents import read_file, read_json
 from quantlab.errors import DataError
+from quantlab.findings import LINT_SCHEMA, LintReport
 from quantlab.gate import VERDICT_SCHEMA, Verdict
 from quantlab.harness.comparison import COMPARISON_SCHEMA, Comparison
+from quantlab.records import from_plain
 
-Result = CalibrationTable | Comparison | Verdict
+Result = CalibrationTable | Comparison | Verdict | LintReport | Stability
+
+
+def load_findings(path: Path) -> LintReport:
+    """Read what ``quantlab inspect --lint --json`` printed.
+
+    Raises:
+        DataError: If the file is missing, damaged, or of another schema.
+    """
+    document = read_json(path, LINT_SCHEMA, DataError, "findings")
+    document.pop("schema")
+    return from_plain(LintReport, document, str(path), DataError)
+
 
 LOADERS: Mapping[str, Callable[[Path], Result]] = MappingProxyType(
-    {TABLE_SCHEMA: CalibrationTable.load, COMPARISON_SCHEMA: Comparison.load, VERDICT_SCHEMA: Verdict.load}
+    {
+        TABLE_SCHEMA: CalibrationTable.load,
+        COMPARISON_SCHEMA: Comparison.load,
+        VERDICT_SCHEMA: Verdict.load,
+        LINT_SCHEMA: load_findings,
+        STABILITY_SCHEMA: Stability.load,
+    }
 )
 
 
@@ -37,7 +58,7 @@ def schema_of(path: Path) -> str:
 
 
 def load_result(path: Path) -> Result:
-    """Read a calibration table, a comparison or a verdict.
+    """Read a calibration table, a comparison, a verdict or findings.
 
     Raises:
         QuantlabError: If the file is missing, damaged, or of an unknown schema.

@@ -92,7 +92,9 @@ class _Chain:
         self.threads = thread_count(recipe.run.threads)
         self.target = target_for(recipe.build.target)
         builder_for(recipe.build.backend)
-        self.calibration = CalibrateSettings(calibrate_section.method, calibrate_section.percentile, self.threads)
+        self.calibration = CalibrateSettings(
+            calibrate_section.method, calibrate_section.percentile, self.threads, self.target
+        )
         self.latency = latency_settings(compare_section.latency_seconds, recipe.run.seed)
         self.steps = Steps(out, narrator, force=force)
 

@@ -15,6 +15,7 @@ from quantlab.errors import ConfigError, ModelError
 from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
 from quantlab.graph.prepare import Prepared, prepare
 from quantlab.harness.environment import available_cpus
+from quantlab.memory import release_memory
 from quantlab.progress import Narrator
 from quantlab.workflow.recipe import RECIPE_NAME, load_recipe
 
@@ -93,6 +94,7 @@ def open_model(path: Path, shapes: Mapping[str, tuple[int, ...]], narrator: Narr
     """
     model = load_model(path)
     prepared = prepare(model, input_shapes=shapes)
+    release_memory()
     inputs = ", ".join(f"{spec.name} {_shape(spec.shape)} {spec.dtype}" for spec in model_inputs(prepared.model.proto))
     outputs = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in model_outputs(prepared.model.proto))
     before, after = len(model.proto.graph.node), len(prepared.model.proto.graph.node)

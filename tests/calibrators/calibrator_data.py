@@ -86,13 +86,13 @@ def tensor_range(low: float = -1.0, high: float = 1.0, **values: object) -> Tens
 def entry(name: str = "x", chosen: TensorRange | None = None, **values: object) -> TensorEntry:
     found = chosen or tensor_range()
     by_method = dict.fromkeys(("minmax", "percentile", "entropy", "mse"), found)
-    fields = {"minimum": -1.0, "maximum": 1.0, "count": 100, "non_finite": 0, "zero_fraction": 0.0} | values
+    fields = {"minimum": -1.0, "maximum": 1.0, "count": 100, "non_finite": 0, "zero_fraction": 0.0, "kind": ""} | values
     return TensorEntry(name, ranges={"int8-symmetric": by_method, "uint8-affine": by_method}, **fields)  # type: ignore[arg-type]
 
 
 def table(*entries: TensorEntry, method: str = "mse") -> CalibrationTable:
     provenance = Provenance(
-        "0.1.0", "model.onnx", "a" * 64, "b" * 64, {"x": (1, 3)}, {"kind": "folder"}, "c" * 64, "", ("d" * 64,), 99.99
+        "0.1.0", "observed", "model.onnx", "a" * 64, "b" * 64, {"x": (1, 3)}, None, "", ("d" * 64,), 99.99
     )
     degradation = Degradation(DegradationCode.METHOD_FALLBACK, "min-max was used", 1, ("x",))
     return CalibrationTable(method, 12, entries or (entry(),), provenance, (degradation,))

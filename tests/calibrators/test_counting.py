@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
 from quantlab.calibrators import Histogram
-from quantlab.calibrators.counting import WORTH_COMPILING, compiled_kernel, count_numpy, kernel_for
+from quantlab.calibrators.counting import (
+    COARSE,
+    FINE,
+    OCTAVES,
+    SIDE,
+    WORTH_COMPILING,
+    compiled_kernel,
+    count_numpy,
+    kernel_for,
+)
 
 FLOATS = arrays.arrays(np.float32, st.integers(0, 200), elements=st.floats(width=32))
+FINITE = arrays.arrays(np.float32, st.integers(0, 200), elements=st.floats(width=32, allow_nan=False))
 BOUNDS = st.floats(width=32, allow_nan=False)
 
 
-@given(FLOATS)
-def test_kernels_count_alike(values: np.ndarray) -> None:
-    kernel = compiled_kernel()
-    if kernel is None:
-        pytest.skip("numba is not installed")
-    expected, got = np.zeros(1 << 16, np.int64), np.zeros(1 << 16, np.int64)
-    count_numpy(values.view(np.uint32), expected)
-    kernel(values.view(np.uint32), got)
-    assert_array_equal(got, expected)
-    assert expected.sum() == values.size
-    assert_array_equal(np.flatnonzero(expected), np.unique(values.view(np.uint32) >> 16))
+def bucket_of(bits: int, octave: int) -> int:
+    """The bucket by the definition: exponent and upper mantissa bits, one value at a time."""
+    exponent, mantissa = bits >> 23 & 0xFF, bits & 0x7FFFFF
+    if exponent < octave:
+        bucket = exponent * COARSE + (mantissa >> 15)
+    else:
+        bucket = octave * COARSE + (exponent - octave) * FINE + (mantissa >> 12)
+    return bucket + SIDE * (bits >> 31)
+
+
+@given(values=FINITE, octave=st.integers(0, 255 - OCTAVES))
+def test_kernels_count_alike(values: np.ndarray, octave: int) -> None:
+    """Every value up to the highest fine octave, in the bucket of its definition."""
+    values = values[values.view(np.uint32) & 0x7FFFFFFF < (octave + OCTAVES) << 23]
+    expected = np.zeros(2 * SIDE, np.int64)
+    for bits in values.view(np.uint32).tolist():
+        expected[bucket_of(bits, octave)] += 1
+    for kernel in (count_numpy, compiled_kernel() or count_numpy):
+        got = np.zeros(2 * SIDE, np.int64)
+        kernel(values.view(np.int32), got, octave)
+        assert_array_equal(got, expected)
+
+
+def test_the_highest_bucket_is_the_last_of_its_side() -> None:
+    largest = np.float32([np.finfo(np.float32).max])
+    assert bucket_of(int(largest.view(np.uint32)[0]), 255 - OCTAVES) == SIDE - 1
+    counts = np.zeros(2 * SIDE, np.int64)
+    count_numpy(np.concatenate([largest, -largest]).view(np.int32), counts, 255 - OCTAVES)
+    assert np.flatnonzero(counts).tolist() == [SIDE - 1, 2 * SIDE - 1]
+
+
+def test_numba_is_tested_where_it_is_installed() -> None:
+    pytest.importorskip("numba")
+    assert compiled_kernel() is not None
 
 
 def test_small_jobs_do_not_compile() -> None:
@@ -43,21 +78,29 @@ def test_without_numba_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled_kernel.cache_clear()
 
 
-@given(FLOATS, BOUNDS, BOUNDS)
+@given(values=FLOATS, a=BOUNDS, b=BOUNDS)
+@example(values=np.float32([1, 2, np.nan]), a=math.inf, b=math.inf)
+@example(values=np.float32([1, -np.inf]), a=-math.inf, b=-math.inf)
+@example(values=np.float32([1e-30, -1e-30, np.inf, -np.inf]), a=5.0, b=2.0**100)
+@example(values=np.float32([100, 3, -2, -0.0]), a=0.0, b=6.0)
 def test_clipped_histogram_is_the_histogram_of_clipped_values(values: np.ndarray, a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)
-    whole = Histogram()
+    whole, expected = Histogram(), Histogram()
     whole.add(values)
-    expected = Histogram()
     expected.add(np.clip(values, np.float32(low), np.float32(high)))
+    before = whole.copy()
     got = whole.clipped(low, high)
-    # Both zeros are one value; which of their two buckets holds it is no matter.
-    for histogram in (got, expected):
-        histogram.counts[0] += histogram.counts[1 << 15]
-        histogram.counts[1 << 15] = 0
-    nan = np.isnan(values).sum()
-    assert got.counts.sum() == expected.counts.sum() == values.size
-    finite = np.arange(1 << 16) & 0x7FFF <= 0x7F80
-    assert_array_equal(got.counts[finite], expected.counts[finite])
-    assert got.counts[~finite].sum() == expected.counts[~finite].sum() <= nan
+    assert_array_equal(whole.counts, before.counts)
+    assert got.octave >= expected.octave
+    expected.widen(got.octave)  # the fine octaves stay those of the source
+    assert_array_equal(got.counts, expected.counts)
+    assert_array_equal(got.special, expected.special)
     assert (got.minimum, got.maximum) == (expected.minimum, expected.maximum)
+
+
+def test_clipping_that_keeps_the_largest_magnitude_loses_no_resolution() -> None:
+    values = np.linspace(-3, 5, 10_000, dtype=np.float32)
+    whole, direct = Histogram(), Histogram()
+    whole.add(values)
+    direct.add(np.maximum(values, 0))
+    assert whole.clipped(0.0, math.inf).octave == direct.octave

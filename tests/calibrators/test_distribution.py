@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calibrator_data import CONTINUOUS, distribution_of
+from calibrator_data import CONTINUOUS, distribution_of, histogram_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantlab.calibrators import Distribution
+
 EACH = pytest.mark.parametrize("name", CONTINUOUS)
-BUCKET = 2.0**-7
-"""Relative width of a bucket."""
 
 
 @EACH
@@ -31,52 +31,90 @@ def test_power(name: str) -> None:
 
 @EACH
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 1.0])
-def test_quantile(name: str, share: float) -> None:
-    values = CONTINUOUS[name].astype(np.float64)
-    expected = float(np.quantile(values, share, method="inverted_cdf"))
-    # Around zero a relative bound means nothing: half a per cent of the value or a ten-thousandth of the range.
-    assert distribution_of(values).quantile(share) == pytest.approx(
-        expected, rel=0.005, abs=1e-4 * float(np.abs(values).max())
+def test_ranked(name: str, share: float) -> None:
+    """Within half a per cent of the value of that rank, wherever it lies: that is the width of the widest bucket."""
+    values = np.sort(CONTINUOUS[name].astype(np.float64))
+    rank = max(round(share * values.size), 1)
+    assert distribution_of(values).ranked(rank) == pytest.approx(values[rank - 1], rel=0.005, abs=0.0)
+
+
+@EACH
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 1.0])
+def test_ranked_magnitude(name: str, share: float) -> None:
+    values = np.sort(np.abs(CONTINUOUS[name].astype(np.float64)))
+    rank = round(share * values.size)
+    assert distribution_of(CONTINUOUS[name]).ranked_magnitude(rank) == pytest.approx(
+        values[rank - 1], rel=0.005, abs=0.0
     )
 
 
-@given(shares=st.lists(st.floats(0, 1), min_size=2, max_size=6).map(sorted))
+@given(ranks=st.lists(st.integers(1, 2000), min_size=2, max_size=6).map(sorted))
 @EACH
-def test_quantiles_rise(name: str, shares: list[float]) -> None:
+def test_ranked_values_rise(name: str, ranks: list[int]) -> None:
     distribution = distribution_of(CONTINUOUS[name][:2000])
-    quantiles = [distribution.quantile(share) for share in shares]
-    assert quantiles == sorted(quantiles)
-    assert distribution.minimum <= quantiles[0] <= quantiles[-1] <= distribution.maximum
+    found = [distribution.ranked(rank) for rank in ranks]
+    assert found == sorted(found)
+    assert distribution.minimum <= found[0] <= found[-1] <= distribution.maximum
 
 
 @EACH
-def test_magnitudes_are_those_of_the_absolute_values(name: str) -> None:
-    values = np.abs(CONTINUOUS[name].astype(np.float64))
-    magnitudes = distribution_of(CONTINUOUS[name]).magnitudes()
-    assert (magnitudes.minimum, magnitudes.maximum) == (values.min(), values.max()) or (
-        magnitudes.minimum == 0.0 and CONTINUOUS[name].min() < 0 < CONTINUOUS[name].max()
-    )
-    assert magnitudes.total == values.size
-    assert (magnitudes.low >= 0).all()
-    assert (np.diff(magnitudes.low) >= 0).all()
-    for share in (0.1, 0.5, 0.9, 0.99, 0.9999):
-        expected = float(np.quantile(values, share, method="inverted_cdf"))
-        assert magnitudes.quantile(share) == pytest.approx(expected, rel=BUCKET, abs=1e-6 * values.max())
+def test_excess(name: str) -> None:
+    values = CONTINUOUS[name].astype(np.float64)
+    amax = float(np.abs(values).max())
+    borders = amax * np.array([[-1.5, -1.0, -0.6, -0.05, -1e-5], [1e-5, 0.05, 0.6, 1.0, 1.5]])
+    beyond = np.where(borders[..., None] > 0, values - borders[..., None], borders[..., None] - values)
+    expected = np.maximum(beyond, 0.0).sum(axis=-1)
+    got = distribution_of(values).excess(borders)
+    assert (got >= 0.0).all()
+    # A value may lie anywhere in the bucket of the border, which is 1/2048 wide: so much of few values is chance.
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-5 * amax * values.size**0.5)
+
+
+def test_excess_of_points_is_exact() -> None:
+    points = np.array([-2.0, -1.0, 0.0, 1.0, 4.0])
+    distribution = Distribution(points, points, np.array([3.0, 2, 7, 5, 1]), -2.0, 4.0)
+    borders = np.array([-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0, 5.0])
+    assert distribution.excess(borders).tolist() == [0.0, 0.0, 1.5, 3.0, 5.5, 6.0, 3.0, 2.0, 0.0, 0.0]
 
 
 @EACH
-@pytest.mark.parametrize("factor", [1, 2, 8, 10**6])
-def test_coarsened_keeps_mass_and_ends(name: str, factor: int) -> None:
-    distribution = distribution_of(CONTINUOUS[name])
-    coarse = distribution.coarsened(factor)
-    assert len(coarse.low) == -(-len(distribution.low) // factor)
-    assert coarse.total == distribution.total
-    assert (coarse.low[0], coarse.high[-1]) == (distribution.low[0], distribution.high[-1])
-    assert (coarse.low <= coarse.high).all()
+def test_linear_counts_are_those_of_the_values(name: str) -> None:
+    """To the last count, although NumPy's bins know nothing of buckets."""
+    magnitudes = np.abs(CONTINUOUS[name][CONTINUOUS[name] != 0].astype(np.float64))
+    width = 2.0 ** (np.floor(np.log2(magnitudes.max())) - 11)
+    bins = int(magnitudes.max() / width) + 1
+    expected = np.histogram(magnitudes, np.arange(bins + 1) * width)[0]
+    np.testing.assert_array_equal(distribution_of(CONTINUOUS[name]).linear_counts(width), expected)
 
 
-def test_reaching_drops_only_small_values() -> None:
-    values = CONTINUOUS["normal"]
-    large = distribution_of(values).reaching(1.0)
-    assert large.total >= np.count_nonzero(np.abs(values) >= 1.0)
-    assert large.total <= np.count_nonzero(np.abs(values) >= 1.0 - BUCKET)
+@pytest.mark.parametrize("bound", [0.25, 1.0, 1.75, 2.5, 6.0])
+def test_linear_counts_of_clipped_values(bound: float) -> None:
+    """What is clipped at an eighth of the largest magnitude is exact too; below, counts spread over a bin or two."""
+    values = np.random.default_rng(4).standard_normal(200_000).astype(np.float32) * 2
+    clipped = np.clip(values, 0, np.float32(bound)).astype(np.float64)
+    width = 2.0 ** (np.floor(np.log2(bound)) - 11)
+    expected = np.histogram(clipped[clipped > 0], np.arange(int(bound / width) + 2) * width)[0]
+    got = histogram_of(values).clipped(0.0, bound).distribution().linear_counts(width)
+    assert got.sum() == pytest.approx(expected.sum(), rel=1e-12)
+    if bound * 16 > float(np.abs(values).max()):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(np.cumsum(got), np.cumsum(expected), atol=30)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([3.0] * 9, "constant"),
+        ([0.0, -0.0], "constant"),
+        (np.arange(128), "discrete"),
+        (np.arange(129), "one-sided"),
+        (np.arange(-64, 65), ""),
+        (np.append(np.linspace(-1, 1, 1000), np.zeros(200_000)), "sparse"),
+        (np.append(np.linspace(-1, 1, 1000), np.zeros(50_000)), ""),
+        (np.linspace(0, 1, 1000), "one-sided"),
+        (np.linspace(-1, 0, 1000), "one-sided"),
+        (np.linspace(-1, 1, 1000), ""),
+    ],
+)
+def test_kind(values: object, kind: str) -> None:
+    assert distribution_of(values).kind == kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quantlab.calibrators import Histogram, load_histograms, save_histograms
-from quantlab.calibrators.histogram import BUCKETS
+from quantlab.calibrators.counting import COARSE, OCTAVES, SIDE
+from quantlab.calibrators.histogram import HISTOGRAM_FORMAT
 from quantlab.errors import CalibrationError, OutputError
 
 Floats = NDArray[np.float32]
@@ -23,18 +25,29 @@ ANY = hnp.arrays(np.float32, st.integers(0, 120), elements=st.floats(width=32))
 
 
 def same(a: Histogram, b: Histogram) -> bool:
-    return bool((a.counts == b.counts).all()) and (a.minimum, a.maximum) == (b.minimum, b.maximum)
+    equal = bool((a.counts == b.counts).all() and (a.special == b.special).all())
+    return equal and (a.minimum, a.maximum, a.octave) == (b.minimum, b.maximum, b.octave)
 
 
 @given(values=ANY)
-def test_counts_are_those_of_the_upper_16_bits(values: Floats) -> None:
+def test_buckets_are_the_upper_bits(values: Floats) -> None:
+    """Whatever came first, the six octaves that end with the largest magnitude have 11 mantissa bits, the others 8."""
     histogram = histogram_of(values)
-    expected = np.zeros(BUCKETS, np.int64)
-    for bits in values.view(np.uint32).tolist():
-        expected[bits >> 16] += 1
-    np.testing.assert_array_equal(histogram.counts, expected)
     finite = values[np.isfinite(values)]
+    bits = np.abs(finite).view(np.uint32).astype(np.int64)
+    octave = max(int(bits.max(initial=0) >> 23) - OCTAVES + 1, 0)
+    upper = np.where(bits >> 23 >= octave, bits >> 12 << 12, bits >> 15 << 15)
+    expected = Counter((bool(v < 0) and bool(u), int(u)) for v, u in zip(finite, upper, strict=True))
+    got: Counter[tuple[bool, int]] = Counter()
+    for bucket in np.flatnonzero(histogram.counts).tolist():
+        side, number = divmod(bucket, SIDE)
+        beyond = number - octave * COARSE
+        start = number << 15 if beyond < 0 else (octave << 23) + (beyond << 12)
+        got[bool(side), start] += int(histogram.counts[bucket])
+    assert histogram.octave == octave
+    assert got == expected
     assert histogram.total == finite.size
+    assert histogram.special.tolist() == [np.isnan(values).sum(), (values == -np.inf).sum(), (values == np.inf).sum()]
     assert histogram.non_finite == values.size - finite.size
     assert histogram.minimum == (float(finite.min()) if finite.size else math.inf)
     assert histogram.maximum == (float(finite.max()) if finite.size else -math.inf)
@@ -50,9 +63,24 @@ def test_any_split_and_order_gives_the_whole(values: Floats, data: st.DataObject
     for part in parts:
         streamed.add(part)
     for part in data.draw(st.permutations(parts)):
-        merged.merge(histogram_of(part))
+        other = histogram_of(part)
+        before = other.copy()
+        merged.merge(other)
+        assert same(other, before)
     assert same(streamed, whole)
     assert same(merged, whole)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_growing_magnitudes_over_all_octaves(descending: bool) -> None:
+    """Each block has larger magnitudes than the last, by one octave or by many: fine octaves fold into coarse ones."""
+    rng = np.random.default_rng(9)
+    blocks = [rng.standard_normal(300) * 2.0**e for e in (-140, -126, -125, -60, -59, -57, -50, 0, 1, 2, 3, 9, 120)]
+    parts = [block.astype(np.float32) for block in blocks]
+    streamed = Histogram()
+    for part in parts[::-1] if descending else parts:
+        streamed.add(part)
+    assert same(streamed, histogram_of(np.concatenate(parts)))
 
 
 @pytest.mark.parametrize("size", [(1 << 17) - 1, 1 << 17, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, (1 << 19) + 3])
@@ -113,7 +141,7 @@ def test_intervals_hold_every_value_of_odd_tensors(name: str) -> None:
     assert (distribution.low <= distribution.high).all()
     assert (np.diff(distribution.low) > 0).all()
     assert np.isfinite(distribution.high).all()
-    flushed = np.where(np.abs(values) < 2.0**-133, 0.0, values)  # subnormals of the zero bucket count as zeros
+    flushed = np.where(np.abs(values) < 2.0**-134, 0.0, values)  # subnormals of the zero bucket count as zeros
     for value in flushed:
         assert ((distribution.low <= value) & (value <= distribution.high)).any()
     sign = np.where(flushed < 0, -1, 1)
@@ -187,7 +215,12 @@ class TestFiles:
             {"counts": np.array([1, -1, 1])},
             {"counts": np.array([[1, 1, 1]])},
             {"counts": np.array(["a", "b", "c"])},
-            {"buckets": np.array([1, 70_000, 2])},
+            {"buckets": np.array([1, 2, 3])},
+            {"buckets": np.array([1, 2 * SIDE, 3], np.uint32)},
+            {"octaves": np.array([1, 255])},
+            {"octaves": np.array([1])},
+            {"special": np.zeros((2, 2), np.int64)},
+            {"special": np.full((2, 3), -1)},
             {"format": None},
             {"counts": None},
             {"names": np.array([{}], object)},
@@ -203,6 +236,14 @@ class TestFiles:
         np.savez(path, **arrays)
         with pytest.raises(CalibrationError, match=r"h\.npz"):
             load_histograms(path)
+
+    def test_another_format_names_both(self, tmp_path: Path) -> None:
+        """Format 1 had buckets of 16 bits: read as format 2 it would be quietly wrong."""
+        np.savez(tmp_path / "old.npz", format=np.array(1), names=np.array(["x"]))
+        with pytest.raises(CalibrationError) as caught:
+            load_histograms(tmp_path / "old.npz")
+        assert (caught.value.got, caught.value.expected) == ("format 1", f"format {HISTOGRAM_FORMAT}")
+        assert "calibrate again" in str(caught.value)
 
     def test_another_zip(self, tmp_path: Path) -> None:
         path = tmp_path / "h.npz"

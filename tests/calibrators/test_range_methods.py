@@ -51,7 +51,7 @@ class RangeMethodSuite(ABC):
         else:
             assert chosen.low >= distribution.minimum
             assert chosen.high <= distribution.maximum
-        assert chosen.candidates >= 1
+        assert chosen.candidates > 1 or not self.method().searches or chosen.fallback is not None
         assert chosen.fallback is None or chosen.fallback.strip()
         parameters(chosen.low, chosen.high, scheme)
         return chosen

@@ -24,7 +24,7 @@ from quantlab.calibrators import (
     range_methods,
     sqnr_db,
 )
-from quantlab.calibrators.table import table_degradations
+from quantlab.calibrators.measure import table_degradations
 from quantlab.degradation import DegradationCode
 from quantlab.errors import CalibrationError, ConfigError
 

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.calibrators import CalibrationCache
-from quantlab.calibrators.tensorrt_cache import version_number
-from quantlab.errors import CalibrationError
+from quantlab.calibrators.cache_text import MAX_CACHE_BYTES, read_cache_text
+from quantlab.calibrators.tensorrt_cache import Algorithm, version_number, version_text
+from quantlab.errors import CalibrationError, ConfigError
 
 NAMES = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1),
     st.sampled_from(
         ["a: b", "a: ", ": ", ":", " ", "x: 3c010a14", "(Unnamed Layer* 3) [Convolution]_output", "图/卷积:0"]
     ),
@@ -81,7 +82,23 @@ def test_version_number(text: str, number: int) -> None:
     assert version_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "10", "10.16", "v10.16.0", "10.16.0rc1", "ten"])
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(8601, "8.6.1"), (101401, "10.14.1"), (7103, "7.1.3"), (100001, "10.0.1"), (9300, "9.3.0"), (5105, "5.1.5"),
+     (999, None), (10000, None), (99999, None), (1_000_000, None)],
+)  # fmt: skip
+def test_version_text(number: int, text: str | None) -> None:
+    assert version_text(number) == text
+    assert text is None or version_number(text) == number
+
+
+@given(st.integers(1, 20), st.integers(0, 9), st.integers(0, 99))
+def test_version_and_back(major: int, minor: int, patch: int) -> None:
+    text = f"{major}.{minor}.{patch}"
+    assert version_text(version_number(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "10", "10.16", "v10.16.0", "10.16.0rc1", "ten", "8.600.1", "0.1.2", "١.2.3"])
 def test_no_version(text: str) -> None:
     with pytest.raises(CalibrationError, match="not a TensorRT version"):
         version_number(text)
@@ -130,7 +147,18 @@ def test_other_files_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("", 1.0), ("a\nb", 1.0), ("a\rb", 1.0), ("x", math.nan), ("x", -1.0), ("x", math.inf), ("x", 1e39)],
+    [
+        ("", 1.0),
+        ("a\nb", 1.0),
+        ("a\rb", 1.0),
+        ("a\0b", 1.0),
+        ("\ud800", 1.0),
+        ("x" * 4097, 1.0),
+        ("x", math.nan),
+        ("x", -1.0),
+        ("x", math.inf),
+        ("x", 1e39),
+    ],
 )
 def test_what_the_format_cannot_hold(name: str, scale: float) -> None:
     with pytest.raises(CalibrationError, match="tensor"):
@@ -163,3 +191,75 @@ def test_from_table(method: str, algorithm: str) -> None:
     assert (cache.version, cache.algorithm) == (8601, algorithm)
     assert cache.scales == {"a": float(np.float32(2.54 / 127)), "zero": 0.0}
     assert CalibrationCache.parse(cache.render(), "test") == cache
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_algorithm_by_either_name(algorithm: Algorithm) -> None:
+    assert Algorithm.of(algorithm.value) is Algorithm.of(algorithm.calibrator) is algorithm
+
+
+def test_unknown_algorithm() -> None:
+    with pytest.raises(ConfigError, match="no calibration algorithm 'EntropyCalibration3'") as caught:
+        Algorithm.of("EntropyCalibration3")
+    assert "did you mean 'EntropyCalibration" in str(caught.value)
+
+
+def test_the_algorithm_may_be_given() -> None:
+    cache = CalibrationCache.from_table(table(), "8.6.1", Algorithm.LEGACY)
+    assert cache.render().startswith("TRT-8601-LegacyCalibration\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\xef\xbb\xbfTRT-8601-A\nx: 1\n", "begins with a byte order mark"),
+        (b"TRT-8601-A\r\nx: 1\r\n", "has Windows line ends"),
+        (b"TRT-8601-A\r\nx: 1\r\ny: 1", "has Windows line ends"),
+        (b"x: 1\ny: 2\n", "it has no header"),
+        (b"TRT-8601-A\nx\0y: 1\n", "line 2: a tensor name holds a line break or a NUL"),
+        (b"TRT-8601-A\n" + b"x" * 4097 + b": 1\n", "line 2: a tensor name is longer than 4096 bytes"),
+        (b"TRT-8601-A\nx: 1\n\xff: 2\n", "is not UTF-8 text"),
+        (b"TRT-8601-A\nx: 80000000\n", "scale of 'x' is unusable"),
+        (b"x" * (MAX_CACHE_BYTES + 1), "is too large"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusals_of_bytes(data: bytes, says: str) -> None:
+    with pytest.raises(CalibrationError, match=says) as caught:
+        CalibrationCache.from_bytes(data, "my.calib")
+    assert str(caught.value).startswith("my.calib ")
+
+
+def test_headerless_caches_are_explained() -> None:
+    with pytest.raises(CalibrationError, match="not a TensorRT calibration cache") as caught:
+        CalibrationCache.parse("data: 3c010a14\nconv: 4000889d\n", "old.calib")
+    assert "TensorRT 4 and older" in str(caught.value)
+    read = read_cache_text("data: 3c010a14\nconv: 4000889d\n")
+    assert [(line.number, line.tensor) for line in read.lines] == [(1, "data"), (2, "conv")], (
+        "the linter reads it still"
+    )
+
+
+def test_everything_wrong_is_listed() -> None:
+    read = read_cache_text("TRT-8601-A\nx: 1\nbad\nx: 2\ny: 7fc00000\nz: 0")
+    assert [fault.rule for fault in read.faults] == [
+        "no-final-newline", "malformed-line", "repeated-tensor", "unusable-scale",
+    ]  # fmt: skip
+    assert [line.number for line in read.lines] == [2, 4, 5, 6]
+
+
+MANGLED = st.builds(
+    lambda parts: b"".join(parts),
+    st.lists(st.sampled_from([b"TRT-8601-A", b"TRT-", b"\n", b"\r\n", b": ", b":", b"x", b"3c010a14", b"0", b"7f800000",
+                              b"\xff", b"\0", b"\xef\xbb\xbf", b" ", "图".encode()])),
+)  # fmt: skip
+
+
+@given(st.binary() | MANGLED)
+def test_any_bytes_are_a_cache_or_an_error(data: bytes) -> None:
+    try:
+        cache = CalibrationCache.from_bytes(data, "f")
+    except CalibrationError as error:
+        assert str(error).startswith("f ")
+    else:
+        assert CalibrationCache.from_bytes(cache.render().encode(), "f") == cache

@@ -7,6 +7,7 @@ import re
 from itertools import chain
 
 import pytest
+from bad_caches import CACHES
 from bad_case import Case
 from bad_data import DATA
 from bad_flags import FLAGS
@@ -17,7 +18,7 @@ from cli_bench import Bench, Cli, tree
 from quantlab.cli.main import VERBS
 from quantlab.errors import ExitCode
 
-CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS))
+CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -121,6 +121,11 @@ def _huge_weight(bench: Bench, _: Cli) -> None:
     bench.model(proto)
 
 
+def _foreign_cache(bench: Bench, _: Cli) -> None:
+    bench.take("net.onnx")
+    bench.write("old.calib", "TRT-8601-MinMaxCalibration\nx: 3c010a14\na: 3c010a14\nb: 3c010a14\n")
+
+
 EXAMPLES = {
     DegradationCode.ASSUMED_PREPROCESS: Example(
         lambda b, _: plain(b), args("calibrate --data images --threads 1"), 1, r"stretch to 8x8.*--preprocess"
@@ -150,6 +155,15 @@ EXAMPLES = {
     DegradationCode.NON_FINITE_VALUES: Example(_log_of_zero, CALIBRATE, 1, r"NaN or infinite.*\(z\)"),
     DegradationCode.METHOD_FALLBACK: Example(
         lambda b, _: plain(b), (*CALIBRATE, "--method", "percentile"), 6, r"percentile has no meaning.*min-max was used"
+    ),
+    DegradationCode.UNVERIFIED_CACHE: Example(
+        lambda b, _: b.write("old.calib", "TRT-8601-MinMaxCalibration\nx: 3c010a14\n"),
+        args("convert-cache old.calib --to table"),
+        1,
+        r"no old\.calib\.json beside it.*\(old\.calib\)",
+    ),
+    DegradationCode.UNMATCHED_RANGES: Example(
+        _foreign_cache, args("convert-cache old.calib --model net.onnx --to table"), 2, r"model has not.*\(a, b\)"
     ),
     DegradationCode.NOT_QUANTIZED: Example(_dead_branch, (*BUILD, "int8"), 1, r"no range.*dead_conv"),
     DegradationCode.PRECISION_NOT_PROVED: Example(

@@ -12,7 +12,7 @@ import quantlab.cli
 from quantlab.cli.main import PLANNED, VERBS, State, group
 from quantlab.errors import ExitCode
 
-_SHARED = ("console", "main", "options")
+_SHARED = ("console", "main", "merging", "options")
 _WITHOUT_OUTPUT_FLAGS = ("completion",)
 
 

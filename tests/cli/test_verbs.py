@@ -7,11 +7,14 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from cli_bench import PASSING, Bench, Cli, tiny_cnn
 
@@ -210,6 +213,51 @@ def test_inspect(file: str, said: str, bench: Bench, cli: Cli) -> None:
     assert (answer.code, answer.err) == (0, "")
     assert said in answer.out
     assert cli("inspect", file, "--json").document()["schema"].startswith("quantlab.")
+
+
+def test_lint_of_a_model(bench: Bench, cli: Cli) -> None:
+    """Warnings exit 0, errors 5; the terminal groups, JSON holds every place, and a saved report renders again."""
+    bench.take("net.onnx", "calibration")
+    own = cli("inspect", "--lint", "calibration/net.qdq.onnx")
+    assert (own.code, own.err) == (0, "")
+    assert own.out.startswith("net.qdq.onnx: 1 info; ") and "small-layer\n" in own.out
+    assert cli("inspect", "net.onnx", "--lint").out.startswith("net.onnx: no findings; ")
+    proto = onnx.load("calibration/net.qdq.onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("_zero"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(tensor.dims), 7, np.int8), tensor.name))
+    bench.model(proto, "shifted.onnx")
+    shifted = ("inspect", "--lint", "shifted.onnx")
+    answer = cli(*shifted)
+    assert (answer.code, answer.err) == (ExitCode.BAD_INPUT, "")
+    assert re.search(r"^error +zero-point-not-zero, \d+ places$", answer.out, re.MULTILINE)
+    assert "zero-point 7" in answer.out and "fix: quantize symmetrically" in answer.out
+    found = cli(*shifted, "--json")
+    assert found.code == ExitCode.BAD_INPUT
+    document = found.document()
+    assert (document["schema"], document["target"], document["file"]) == ("quantlab.lint/1", "tensorrt", "shifted.onnx")
+    zeros = [entry for entry in document["findings"] if entry["rule"] == "zero-point-not-zero"]
+    assert len(zeros) == sum("Linear" in node.op_type and len(node.input) > 2 for node in proto.graph.node)
+    bench.write("lint.json", found.out)
+    assert cli("report", "lint.json").out == answer.out
+    assert "## error: zero-point-not-zero" in cli("report", "lint.json", "--format", "markdown").out
+    assert cli("inspect", "lint.json").out == answer.out
+    assert cli(*shifted, "--target", "onnxruntime").code == 0
+
+
+def test_lint_of_a_cache(bench: Bench, cli: Cli) -> None:
+    bench.take("net.onnx", "calibration")
+    cache = ("inspect", "--lint", "calibration/net.calib", "--model", "net.onnx")
+    answer = cli(*cache, "--json")
+    assert answer.code == 0
+    assert (answer.document()["kind"], answer.document()["target"]) == ("calibration-cache", None)
+    late = cli(*cache, "--tensorrt", "11.0.0")
+    assert late.code == ExitCode.BAD_INPUT
+    assert "no-calibrators" in late.out
+    bench.write("bad.calib", "TRT-100300-EntropyCalibration2\nx: 7fc00000\n")
+    damaged = cli("inspect", "bad.calib", "--lint")
+    assert damaged.code == ExitCode.BAD_INPUT
+    assert re.search(r"^error +unusable-scale$", damaged.out, re.MULTILINE)
 
 
 def test_demo(bench: Bench, cli: Cli) -> None:

@@ -28,7 +28,7 @@ def metadata(name: str) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(sample_model(name)).metadata_props}
 
 
-@pytest.mark.parametrize(("name", "least"), [("fashion-resnet", 94.0), ("fashion-mobilenet", 93.0)])
+@pytest.mark.parametrize(("name", "least"), [("fashion-resnet", 94.0), ("fashion-mobilenet", 93.0), ("fashion-vit", 92.0)])
 def test_models_carry_what_they_need_and_are_accurate(name: str, least: float) -> None:
     resolved = resolve_preprocess(None, None, metadata(name), INPUTS)
     assert resolved.origin == "model metadata"
@@ -39,7 +39,7 @@ def test_models_carry_what_they_need_and_are_accurate(name: str, least: float) -
     for batch in batches(dataset, 100):
         (logits,) = session.run(None, dict(batch.inputs))
         hits += int((np.asarray(logits).argmax(1) == np.array(batch.labels)).sum())
-    assert 100 * hits / len(dataset) >= least  # 95.03 % and 94.15 % on all 10,000 test images (training.json)
+    assert 100 * hits / len(dataset) >= least  # 95.03, 94.15 and 93.40 % on all 10,000 test images (training.json)
 
 
 def test_sets_are_balanced_and_apart() -> None:

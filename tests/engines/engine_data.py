@@ -107,7 +107,7 @@ def table_of(prepared: Prepared, histograms: Mapping[str, Histogram], method: st
     entries = tuple(measure_tensor(name, histograms[name], range_methods()) for name in sorted(histograms))
     model = prepared.model
     provenance = Provenance(
-        "0", model.name, model.sha256, prepared.graph_sha256, {}, {"kind": "memory"}, "c", "", ("d" * 64,), 99.99
+        "0", "observed", model.name, model.sha256, prepared.graph_sha256, {}, None, "", ("d" * 64,), 99.99
     )
     return CalibrationTable(method, len(histograms), entries, provenance, ())
 

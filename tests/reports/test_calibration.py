@@ -24,11 +24,11 @@ def entry(name: str, sqnr_db: float, fallback: str | None = None) -> TensorEntry
         )
         for i, method in enumerate(METHODS)
     }
-    return TensorEntry(name, -1.5, 2.5, 1000, 3, 0.25, {"int8-symmetric": by_method, "uint8-affine": by_method})
+    return TensorEntry(name, -1.5, 2.5, 1000, 3, 0.25, "", {"int8-symmetric": by_method, "uint8-affine": by_method})
 
 
 def table(*entries: TensorEntry, method: str = "mse") -> CalibrationTable:
-    provenance = Provenance("0", "model.onnx", "a" * 64, "b" * 64, {}, {}, "c" * 64, "", (), 99.99)
+    provenance = Provenance("0", "observed", "model.onnx", "a" * 64, "b" * 64, {}, None, "", (), 99.99)
     degradation = Degradation(DegradationCode.METHOD_FALLBACK, "entropy has no meaning", 1, ("conv2",))
     return CalibrationTable(method, 1234, entries, provenance, (degradation,))
 
