@@ -4,8 +4,9 @@
 
 Every task runs in a process of its own, several times in turn; printed are the medians, and their ratio to plain ONNX
 Runtime FP32 inference with the same number of threads. ``quantlab`` computes the ranges of all four methods for two
-integer grids; ``onnxruntime minmax`` is the calibrator of ``onnxruntime.quantization``, which gives minima and maxima.
-Model loading and preparation are outside the clock for all; ``quantlab command`` is the whole command.
+integer grids; ``quantlab min-max only`` is ``--minmax-only``; ``onnxruntime minmax`` is the calibrator of
+``onnxruntime.quantization``, which gives minima and maxima. Model loading and preparation are outside the clock for
+all; ``quantlab command`` is the whole command.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from quantlab.datasets import batches
 from quantlab.graph.model import open_session, save_model
 from quantlab.harness.environment import available_cpus, processor_name
 
-TASKS = ("plain", "quantlab", "quantlab command", "onnxruntime minmax")
+TASKS = ("plain", "quantlab", "quantlab min-max only", "quantlab command", "onnxruntime minmax")
 
 
 def plain(options: argparse.Namespace) -> Callable[[], object]:
@@ -47,10 +48,19 @@ def quantlab(options: argparse.Namespace) -> Callable[[], object]:
     return lambda: calibrate(prepared, dataset, preprocess, settings, Silent())
 
 
+def quantlab_minmax(options: argparse.Namespace) -> Callable[[], object]:
+    """Minima and maxima alone."""
+    prepared = open_model(options.model, {}, Silent())
+    dataset, preprocess = open_data(prepared.model, request(options), Silent())
+    settings = CalibrateSettings("minmax", 99.99, options.threads, minmax_only=True)
+    return lambda: calibrate(prepared, dataset, preprocess, settings, Silent())
+
+
 def quantlab_command(options: argparse.Namespace) -> Callable[[], object]:
     """The whole command; its memory is that of the child process."""
     arguments = ["calibrate", "--model", options.model, "--data", options.data, "--limit", options.images]
     arguments += ["--threads", options.threads, "--quiet", "-o", Path(tempfile.mkdtemp()) / "out"]
+    arguments += ["--preprocess", options.preprocess] if options.preprocess else []
     command = [sys.executable, "-m", "quantlab", *map(str, arguments)]
     return lambda: subprocess.run(command, check=True, stdout=subprocess.PIPE)
 
@@ -94,12 +104,12 @@ def limited(options: object, threads: int) -> object:
 
 
 def request(options: argparse.Namespace) -> DataRequest:
-    return DataRequest(str(options.data), limit=options.images, threads=options.threads)
+    return DataRequest(str(options.data), limit=options.images, threads=options.threads, preprocess=options.preprocess)
 
 
 def run_task(options: argparse.Namespace) -> None:
     """In a process of its own: prepare, time, print JSON."""
-    functions = dict(zip(TASKS, (plain, quantlab, quantlab_command, onnxruntime_minmax), strict=True))
+    functions = dict(zip(TASKS, (plain, quantlab, quantlab_minmax, quantlab_command, onnxruntime_minmax), strict=True))
     work = functions[options.task](options)
     start = time.perf_counter()
     work()
@@ -112,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--preprocess", help="preset or file, if the model does not state it")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -122,16 +133,9 @@ def main() -> None:
         run_task(options)
         return
     results: dict[str, list[dict[str, float]]] = {task: [] for task in options.tasks}
-    shared = [
-        "--model",
-        options.model,
-        "--data",
-        options.data,
-        "--images",
-        options.images,
-        "--threads",
-        options.threads,
-    ]
+    shared = ["--model", options.model, "--data", options.data, "--images", options.images]
+    shared += ["--threads", options.threads]
+    shared += ["--preprocess", options.preprocess] if options.preprocess else []
     for _ in range(options.repeats):
         for task in options.tasks:
             command = [sys.executable, __file__, *map(str, shared), "--task", task]

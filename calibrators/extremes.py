@@ -25,6 +25,11 @@ class Extremes:
     total: int = 0
     non_finite: int = 0
 
+    @property
+    def known(self) -> bool:
+        """Whether there was a finite value."""
+        return self.minimum <= self.maximum
+
     def add(self, values: NDArray[np.float32]) -> None:
         """Take in all of ``values`` (any shape, float32). NaN and infinities are counted apart."""
         if values.size == 0:
@@ -55,3 +60,58 @@ class Extremes:
         """Take in another one; the result equals that of all values together."""
         self._widen(other.minimum, other.maximum, other.total)
         self.non_finite += other.non_finite
+
+
+class ChannelExtremes:
+    """Exact minimum and maximum of each channel of a tensor (N, C, ...); not thread-safe, callers hold a lock.
+
+    Attributes:
+        minima: Least finite value by channel, (C,) float32; empty before the first values.
+        maxima: Largest finite value by channel, (C,) float32.
+        total: Values seen, NaN and infinite ones among them.
+    """
+
+    __slots__ = ("maxima", "minima", "total")
+
+    def __init__(self) -> None:
+        self.minima: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.maxima: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.total = 0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take in ``values``, (N, C, ...) float32. NaN and infinities are left out."""
+        if values.size == 0:
+            return
+        rows = values.reshape(values.shape[0], values.shape[1], -1)
+        low, high = rows.min(axis=(0, 2)), rows.max(axis=(0, 2))
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            finite = np.isfinite(rows)
+            low = np.where(finite, rows, np.float32(np.inf)).min(axis=(0, 2))
+            high = np.where(finite, rows, np.float32(-np.inf)).max(axis=(0, 2))
+        self._widen(low, high, values.size)
+
+    def merge(self, other: ChannelExtremes) -> None:
+        """Take in another one; the result equals that of all values together."""
+        if other.total:
+            self._widen(other.minima, other.maxima, other.total)
+
+    def _widen(self, low: NDArray[np.float32], high: NDArray[np.float32], size: int) -> None:
+        self.minima = np.minimum(self.minima, low) if self.total else low.copy()
+        self.maxima = np.maximum(self.maxima, high) if self.total else high.copy()
+        self.total += size
+
+    def before(self, factor: NDArray[np.float64], shift: NDArray[np.float64]) -> Extremes:
+        """Extremes of the tensor x of which this one is ``factor * x + shift``, channel by channel.
+
+        Channels with factor 0 do not tell what they were made of and are left out.
+
+        Args:
+            factor: (C,).
+            shift: (C,).
+        """
+        telling = (factor != 0.0) & (self.minima <= self.maxima)
+        if not telling.any():
+            return Extremes()
+        ends = (np.stack([self.minima, self.maxima])[:, telling] - shift[telling]) / factor[telling]
+        low, high = float(np.float32(ends.min())), float(np.float32(ends.max()))
+        return Extremes(low, high, self.total) if math.isfinite(low) and math.isfinite(high) else Extremes()

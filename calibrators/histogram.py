@@ -169,6 +169,11 @@ class Histogram:
         return int(self.special.sum())
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing was counted at all."""
+        return self.total == 0 and self.non_finite == 0
+
+    @property
     def total(self) -> int:
         """Finite values counted."""
         return int(self.counts.sum())
@@ -263,6 +268,9 @@ def load_histograms(path: Path) -> dict[str, Histogram]:
         raise CalibrationError(f"cannot read histograms {path}", got=str(cause)) from cause
     except (zipfile.BadZipFile, zlib.error) as cause:
         raise CalibrationError(f"histograms {path} are damaged", got=str(cause)) from cause
+    arrays = (names, extremes, sizes, octaves, special, buckets, counts)
+    if not all(isinstance(array, np.ndarray) for array in arrays):
+        raise CalibrationError(f"histograms {path} are damaged", got="members that are no arrays")
     integers = all(array.dtype == np.int64 for array in (sizes, octaves, special, counts))
     fits = (
         (names.dtype.kind, extremes.dtype, buckets.dtype, integers) == ("U", np.float64, np.uint32, True)

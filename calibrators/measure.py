@@ -64,28 +64,35 @@ def measure_tensor(
     )
 
 
-def measure_extremes(name: str, extremes: Extremes) -> TensorEntry:
-    """Min-max ranges alone of one tensor, for every scheme.
+def measure_extremes(
+    name: str, extremes: Extremes, methods: Sequence[str] = (MinMax.name,), *, non_finite_sample: str | None = None
+) -> TensorEntry:
+    """Min-max ranges of one tensor whose values were not counted, for every scheme.
+
+    Args:
+        name: Tensor.
+        extremes: Its minimum and maximum.
+        methods: Names under which the range is entered: those of the table it goes to.
+        non_finite_sample: The sample that made NaN or infinite values, if there were any.
 
     Raises:
         CalibrationError: If the tensor has no finite value.
     """
-    if extremes.total == 0:
+    low, high = extremes.minimum, extremes.maximum
+    if not extremes.known:
         raise CalibrationError(
             f"tensor {name!r} has no finite value",
-            got=f"{extremes.non_finite} NaN or infinite",
+            got=f"{extremes.non_finite} NaN or infinite"
+            + (f", first on sample {non_finite_sample!r}" if non_finite_sample else ""),
             hint="look for NaN in the inputs or the weights",
         )
-    low, high = extremes.minimum, extremes.maximum
     amax = max(abs(low), abs(high))
-    ranges = {
-        scheme.name: {
-            MinMax.name: TensorRange(*((-amax, amax) if scheme.symmetric else (low, high)), 0.0, None, 1, None)
-        }
-        for scheme in SCHEMES.values()
-    }
+    ranges = {}
+    for scheme in SCHEMES.values():
+        ends = (-amax, amax) if scheme.symmetric else (low, high)
+        ranges[scheme.name] = dict.fromkeys(methods, TensorRange(*ends, 0.0, None, 1, None))
     kind = "constant" if low == high else ""
-    return TensorEntry(name, low, high, extremes.total, extremes.non_finite, None, kind, ranges)
+    return TensorEntry(name, low, high, extremes.total, extremes.non_finite, None, kind, ranges, non_finite_sample)
 
 
 def _measure(name: str, distribution: Distribution, method: RangeMethod, scheme: Scheme) -> TensorRange:

@@ -16,6 +16,7 @@ from quantlab.calibrators.histogram import Histogram
 from quantlab.calibrators.measure import measure_extremes
 from quantlab.calibrators.methods import AUTO, METHOD_NAMES, check_method
 from quantlab.calibrators.minmax import MinMax
+from quantlab.calibrators.quantize import INT8_SYMMETRIC
 from quantlab.calibrators.table import CalibrationTable, Provenance, TensorEntry
 from quantlab.datasets.dataset import unreadable_message
 from quantlab.datasets.random_source import random_message
@@ -60,11 +61,7 @@ class Part:
     def extremes_only(self) -> bool:
         """Whether only minimum and maximum were taken of every tensor, and values were not counted."""
         entries = self.table.tensors
-        return bool(entries) and all(
-            list(by_method) == [MinMax.name] and by_method[MinMax.name].sqnr_db is None
-            for entry in entries
-            for by_method in entry.ranges.values()
-        )
+        return bool(entries) and not any(entry.counted for entry in entries)
 
 
 def check_parts(parts: Sequence[Part]) -> None:
@@ -179,7 +176,7 @@ def check_histograms(part: Part, histograms: Mapping[str, Histogram]) -> None:
     Raises:
         CalibrationError: If the tensors, their counts or their extremes differ.
     """
-    entries = part.table.entries()
+    entries = {entry.name: entry for entry in part.table.tensors if entry.counted}
     hint = "the files of one calibration belong together; calibrate this part again"
     if entries.keys() != histograms.keys():
         odd = sorted(entries.keys() ^ histograms.keys())
@@ -229,16 +226,20 @@ def merge_odd(parts: Sequence[Part], name: str) -> tuple[str | None, int]:
 
 
 def merge_extremes(parts: Sequence[Part]) -> tuple[TensorEntry, ...]:
-    """Entries of min-max only parts: least minimum, largest maximum, and sums of counts."""
+    """Entries of tensors that were not counted: least minimum, largest maximum, and sums of counts."""
     total: dict[str, Extremes] = {}
+    methods: dict[str, list[str]] = {}
     for part in parts:
         for entry in part.table.tensors:
+            if entry.counted:
+                continue
+            methods[entry.name] = [name for name in METHOD_NAMES if name in entry.ranges[INT8_SYMMETRIC.name]]
             extremes = Extremes(entry.minimum, entry.maximum, entry.count, entry.non_finite)
             if entry.name in total:
                 total[entry.name].merge(extremes)
             else:
                 total[entry.name] = extremes
-    return tuple(measure_extremes(name, total[name]) for name in sorted(total))
+    return tuple(measure_extremes(name, total[name], methods[name]) for name in sorted(total))
 
 
 def merge_provenance(parts: Sequence[Part], quantlab: str, model: str) -> Provenance:

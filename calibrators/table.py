@@ -48,7 +48,7 @@ class TensorEntry:
         name: Name in the prepared graph.
         minimum: Exact minimum of the finite values.
         maximum: Exact maximum.
-        count: Finite values seen; 0 if the ranges were imported.
+        count: Finite values seen; 0 if the ranges were imported, and for operands that are stored in the model.
         non_finite: NaN and infinite values seen.
         zero_fraction: Share of exact zeros; None where values were not counted.
         kind: What is odd about the values (see `Distribution.kind`); empty for ordinary ones.
@@ -72,6 +72,11 @@ class TensorEntry:
     def constant(self) -> bool:
         """Whether every finite value was the same."""
         return self.minimum == self.maximum
+
+    @property
+    def counted(self) -> bool:
+        """Whether values were counted; else only minimum and maximum are known, and every range is of them."""
+        return self.zero_fraction is not None
 
 
 @dataclass(frozen=True, slots=True)

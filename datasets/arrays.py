@@ -43,19 +43,21 @@ class Arrays:
 def open_arrays(path: Path, name: str, inputs: Sequence[InputSpec]) -> Arrays:
     """Open an ``.npz`` (arrays by input name) or ``.npy`` file (memory-mapped; for a model of one input).
 
-    The keys ``labels`` or ``label`` (N integers), ``class_names`` and ``ids`` of an ``.npz`` are not inputs. Images
-    (uint8; N x H x W, N x H x W x C or N x C x H x W with 1 or 3 channels) go through the preprocessing; arrays that
-    have the input's shape and kind of dtype are ready tensors.
+    The keys ``labels`` or ``label`` (N integers), ``class_names`` and ``ids`` of an ``.npz`` are not inputs, unless the
+    model has an input of that name. Images (uint8; N x H x W, N x H x W x C or N x C x H x W with 1 or 3 channels) go
+    through the preprocessing; arrays that have the input's shape and kind of dtype are ready tensors.
 
     Raises:
         DataError: If the file is damaged, needs pickle, has no samples, or does not fit the inputs.
     """
     stored = _read(path)
-    labels = _labels(stored, path)
-    arrays = match_inputs({key: value for key, value in stored.items() if key not in RESERVED_KEYS}, inputs, str(path))
-    class_names = stored.get("class_names")
+    reserved = RESERVED_KEYS - {spec.name for spec in inputs}  # token ids are often called so
+    notes = {key: stored.pop(key) for key in reserved & stored.keys()}
+    labels = _labels(notes, path)
+    arrays = match_inputs(stored, inputs, str(path))
+    class_names = notes.get("class_names")
     names = None if class_names is None else tuple(str(text) for text in class_names.ravel().tolist())
-    return array_source("arrays", name, path.name.split(".")[0], arrays, inputs, labels, names, stored.get("ids"))
+    return array_source("arrays", name, path.name.split(".")[0], arrays, inputs, labels, names, notes.get("ids"))
 
 
 def array_source(

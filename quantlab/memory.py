@@ -1,7 +1,7 @@
 """Giving memory back to the system.
 
-glibc keeps what is freed for later: after a simplifier or an ONNX Runtime session has gone, a hundred megabytes and more
-stay with the process, and then count towards the peak of what follows. On other systems nothing is done.
+glibc keeps what is freed for later: after a simplifier or an ONNX Runtime session has gone, a hundred megabytes and
+more stay with the process, and then count towards the peak of what follows. On other systems nothing is done.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ class Precision(StrEnum):
     """bfloat16 storage: 8 exponent bits, 7 mantissa bits."""
     INT8 = "int8"
     """8-bit integer operands where quantized, FP32 elsewhere."""
+    INT8_WEIGHTS = "int8-weights"
+    """8-bit integer weights where quantized; activations and arithmetic in floating point."""
     INT8_FP16 = "int8-fp16"
     """8-bit integer operands where quantized, FP16 elsewhere."""
     FP8 = "fp8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 
 from quantlab.documents import near_match
@@ -62,7 +63,12 @@ def render(result: object, name: str, style: Style | None = None) -> str:
     if renderer is None:
         able = [other for other in FORMATS if type(result) in FORMATS[other].renderers]
         raise ConfigError(
-            f"the format {name!r} cannot show a {type(result).__name__.lower()}",
+            f"the format {name!r} cannot show a {_noun(type(result))}",
             expected="one of " + ", ".join(able) if able else None,
         )
     return renderer(result, style or Style())
+
+
+def _noun(kind: type) -> str:
+    """The words of a class name: ``calibration table``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()

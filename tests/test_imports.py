@@ -13,9 +13,9 @@ from project_tree import PYPROJECT, modules
 
 from quantlab.cli.main import VERBS
 
-_HEAVY = {"numpy", "onnx", "onnxruntime", "onnxslim", "pandas", "scipy", "numba", "torch", "PIL", "tqdm"}
+_HEAVY = {"numpy", "onnx", "onnxruntime", "onnxslim", "pandas", "scipy", "llvmlite", "torch", "PIL", "tqdm"}
 _OPTIONAL = (
-    "tensorrt", "tensorrt_rtx", "pycuda", "torch", "torchvision", "matplotlib", "openvino", "tensorflow", "numba"
+    "tensorrt", "tensorrt_rtx", "pycuda", "torch", "torchvision", "matplotlib", "openvino", "tensorflow", "llvmlite"
 )  # fmt: skip
 
 _LOADED_BY = """

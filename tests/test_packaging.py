@@ -79,7 +79,7 @@ def test_sample_data_are_there_and_small(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist() if "/datasets/samples/" in info.filename}
     suffixes = [Path(name).suffix for name in sizes]
-    assert suffixes.count(".onnx") == 2
+    assert suffixes.count(".onnx") == 3
     assert suffixes.count(".npz") == 2
     assert "quantlab/datasets/samples/NOTICE" in sizes
     assert sum(sizes.values()) <= _MAX_SAMPLES_BYTES

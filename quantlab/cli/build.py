@@ -12,12 +12,13 @@ from quantlab.cli.console import Console
 
 @click.command(short_help="Model and calibration table to engine variants.")
 @options.model
-@click.option("--table", type=options.PATH, help="calibration.json; needed for int8.")
+@click.option("--table", type=options.PATH, help="calibration.json; needed for int8 and fp8.")
 @click.option("--precisions", default="fp32,tf32,fp16,int8", show_default=True, metavar="LIST", help="What to build.")
 @click.option("--method", metavar="NAME", help="Range method. Default: the table's.")
 @options.target
 @options.backend
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Layer (name or pattern) to keep in floating point.")
+@options.existing
 @options.shapes
 @options.out("engines")
 @options.common
@@ -29,6 +30,7 @@ def command(
     target: str,
     backend: str,
     exclude: tuple[str, ...],
+    existing: str,
     shapes: tuple[str, ...],
     out: Path,
     console: Console,
@@ -43,18 +45,18 @@ def command(
     from quantlab.documents import dump_json
     from quantlab.engines.variant import Variant
     from quantlab.records import to_plain
-    from quantlab.workflow.build import build_variants, builder_for, parse_precisions, target_for
+    from quantlab.workflow.build import build_variants, builder_for, existing_policy, parse_precisions, target_for
     from quantlab.workflow.sources import find_model, open_model, parse_shapes
 
     wanted = parse_precisions(precisions)
-    profile = target_for(target)
+    profile, policy = target_for(target), existing_policy(existing)
     builder_for(backend)
     ranges = CalibrationTable.load(table) if table else None
     if ranges is not None and method is not None:
         ranges = ranges.with_method(method)
     imposed = parse_shapes(shapes) or (dict(ranges.provenance.shapes) if ranges else {})
     prepared = open_model(find_model(model, Path()), imposed, console)
-    variants = [Variant(prepared, backend, precision, profile, ranges, exclude) for precision in wanted]
+    variants = [Variant(prepared, backend, precision, profile, ranges, exclude, policy) for precision in wanted]
     sidecars = build_variants(variants, out, console)
     for sidecar in sidecars:
         for degradation in sidecar.degradations:

@@ -39,6 +39,16 @@ batch_size = click.option(
 target = click.option(
     "--target", default="tensorrt", show_default=True, metavar="NAME", help="Q/DQ rules: tensorrt or onnxruntime."
 )
+kind = click.option(
+    "--kind", default="int8", show_default=True, metavar="NAME", help="What is quantized: int8, fp8 or int8-weights."
+)
+existing = click.option(
+    "--existing",
+    default="refuse",
+    show_default=True,
+    metavar="POLICY",
+    help="Q/DQ pairs that the model holds: refuse it, or complete: keep them and quantize the rest.",
+)
 backend = click.option(
     "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend to build for."
 )

@@ -18,7 +18,7 @@ from onnx import ModelProto, helper
 
 from quantlab.calibrators.extremes import Extremes
 from quantlab.datasets.protocol import Dataset, Sample
-from quantlab.engines.observation import FloatArray, derived_tensors, observed_tensors, run_all
+from quantlab.engines.observation import FloatArray, broken_samples, derived_tensors, observed_tensors, run_all
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.prepare import Prepared
 from quantlab.progress import Narrator
@@ -52,10 +52,11 @@ def extreme_tensors(prepared: Prepared) -> tuple[str, ...]:
 
 def observe_extremes(
     prepared: Prepared, dataset: Dataset, tensors: Sequence[str], threads: int, narrator: Narrator
-) -> dict[str, Extremes]:
+) -> tuple[dict[str, Extremes], dict[str, str]]:
     """Exact minimum and maximum of ``tensors`` over the whole data set.
 
-    The minimum of a Relu or Clip output is the activation's lower bound, whether or not a value reached it.
+    The minimum of a Relu or Clip output is the activation's lower bound, whether or not a value reached it. A NaN in
+    such an output may go unseen there, for ONNX Runtime's pooling drops it; it shows in the tensors that it reaches.
 
     Args:
         prepared: The graph to run.
@@ -63,6 +64,9 @@ def observe_extremes(
         tensors: Activations.
         threads: Workers, at least 1.
         narrator: Told of progress.
+
+    Returns:
+        Extremes by name; and of tensors with NaN or infinite values the first sample, by name, that made them.
 
     Raises:
         CalibrationError: If ONNX Runtime fails on a sample, which is named.
@@ -74,21 +78,24 @@ def observe_extremes(
     fetched = [pooled[name].output if name in pooled else name for name in tensors]
     names = dict(zip(fetched, tensors, strict=True))
     found = {name: Extremes() for name in tensors}
+    non_finite: dict[str, str] = {}
     lock = threading.Lock()
 
     def take(values: Mapping[str, FloatArray], group: Sequence[Sample]) -> None:
         with lock:  # looking at values takes a hundredth of making them
             for output, value in values.items():
                 name = names[output]
-                rule = pooled.get(name)
+                rule, before = pooled.get(name), found[name].non_finite
                 if rule is None:
                     found[name].add(value)
                 else:
                     found[name].add_maxima(value, rule.bound, value.size * rule.window)
+                if found[name].non_finite > before:
+                    non_finite[name] = min([*broken_samples(value, group), *filter(None, [non_finite.get(name)])])
 
     augmented = dataclasses.replace(prepared, model=prepared.model.with_proto(proto))
     run_all(augmented, dataset, fetched, take, threads, narrator)
-    return found
+    return found, non_finite
 
 
 def _add_pooling(proto: ModelProto, prepared: Prepared, tensors: Sequence[str]) -> dict[str, _Pooled]:

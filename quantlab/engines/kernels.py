@@ -1,19 +1,50 @@
-"""Which kernels ONNX Runtime takes: read from the graph that its optimizers leave."""
+"""Which kernels ONNX Runtime takes: read from the graph that its optimizers leave, and the options that decide it."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
+from onnx import ModelProto
 
 from quantlab.errors import EngineBuildError
-from quantlab.graph.session import DISABLED_OPTIMIZERS, first_line
+from quantlab.graph.session import DISABLED_OPTIMIZERS, first_line, holds_fp8
+from quantlab.precision import Precision
 
 INTEGER_KERNELS = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger"}
 )
 """Operators that ONNX Runtime fuses a quantized weighted layer into when it computes in integers."""
+
+_OPTIMIZER = "graph_optimization_level"
+_FLOAT_WEIGHTS = "session.disable_quant_qdq"
+
+
+def session_options(proto: ModelProto, precision: Precision) -> Mapping[str, str]:
+    """Options that ONNX Runtime must be given to run a model in a precision, besides those that every session has.
+
+    FP8 needs the optimizer off (see `holds_fp8`). For INT8 weights alone, ONNX Runtime is told to leave the
+    DequantizeLinear nodes to constant folding: by default they run in every call, and products are computed with
+    activations that it quantizes itself.
+
+    Args:
+        proto: The finished graph.
+        precision: Requested.
+    """
+    options = {}
+    if holds_fp8(proto):
+        options[_OPTIMIZER] = "ORT_DISABLE_ALL"
+    if precision is Precision.INT8_WEIGHTS:
+        options[_FLOAT_WEIGHTS] = "1"
+    return MappingProxyType(options)
+
+
+def session_config(options: Mapping[str, str]) -> dict[str, str]:
+    """Those of the options that are config entries of a session."""
+    return {key: value for key, value in options.items() if key != _OPTIMIZER}
 
 
 def integer_kernels(path: Path) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quantlab.calibrators.counting import kernel_for
+from quantlab.calibrators.extremes import ChannelExtremes
 from quantlab.calibrators.histogram import Histogram
 from quantlab.datasets.protocol import Dataset, Sample
 from quantlab.errors import CalibrationError
@@ -90,16 +91,34 @@ class Observation(dict[str, Histogram]):
     Attributes:
         non_finite: Of tensors with NaN or infinite values, the id of the first sample, by name, that made them.
         absent: Of tensors that were empty or not given in some samples, in how many.
+        channels: Extremes by channel, of the tensors that they were asked of.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.non_finite: dict[str, str] = {}
         self.absent: dict[str, int] = {}
+        self.channels: dict[str, ChannelExtremes] = {}
+
+    def note(self, other: Observation) -> None:
+        """Take over what was odd in another observation, of other samples or other tensors, and its channels."""
+        for name, sample in other.non_finite.items():
+            self.non_finite[name] = min(sample, self.non_finite.get(name, sample))
+        for name, samples in other.absent.items():
+            self.absent[name] = self.absent.get(name, 0) + samples
+        for name, channels in other.channels.items():
+            self.channels.setdefault(name, ChannelExtremes()).merge(channels)
 
 
 def observe(
-    prepared: Prepared, dataset: Dataset, tensors: Sequence[str], threads: int, narrator: Narrator
+    prepared: Prepared,
+    dataset: Dataset,
+    tensors: Sequence[str],
+    threads: int,
+    narrator: Narrator,
+    *,
+    channelwise: Collection[str] = (),
+    expected_samples: int | None = None,
 ) -> Observation:
     """Histograms of ``tensors`` over the whole data set.
 
@@ -109,18 +128,22 @@ def observe(
         tensors: Activations to count.
         threads: Workers, at least 1.
         narrator: Told of progress.
+        channelwise: Those of which the extremes of each channel are wanted too; axis 1 is the channels.
+        expected_samples: Samples of all data sets that are observed one after the other; those of this one if None.
 
     Raises:
         CalibrationError: If ONNX Runtime fails on a sample, which is named.
         DataError: From the data set.
     """
-    derived = derived_tensors(prepared, tensors)
-    counter = _Counter([name for name in tensors if name not in derived], len(dataset))
+    derived = {name: rule for name, rule in derived_tensors(prepared, tensors).items() if name not in channelwise}
+    fetched = [name for name in tensors if name not in derived]
+    counter = _Counter(fetched, expected_samples or len(dataset), channelwise)
     run_all(prepared, dataset, counter.tensors, counter.add, threads, narrator)
     result = Observation()
     result.update(counter.histograms)
     result.non_finite.update(counter.non_finite)
     result.absent.update(counter.absent)
+    result.channels.update(counter.channels)
     for name in tensors:  # in graph order, so that a Relu behind a Clip finds its input
         if name in derived and derived[name].source in result:
             rule = derived[name]
@@ -135,9 +158,10 @@ def observe(
 class _Counter:
     """A locked histogram for each tensor."""
 
-    def __init__(self, tensors: Sequence[str], samples: int) -> None:
+    def __init__(self, tensors: Sequence[str], samples: int, channelwise: Collection[str]) -> None:
         self.tensors = tuple(tensors)
         self.samples = samples
+        self.channels = {name: ChannelExtremes() for name in tensors if name in channelwise}
         self.histograms: dict[str, Histogram] = {}
         self.non_finite: dict[str, str] = {}
         self.absent: dict[str, int] = {}
@@ -154,15 +178,14 @@ class _Counter:
                 histogram.add(value)
                 if histogram.non_finite > before:
                     self._note_non_finite(name, value, group)
+                if name in self.channels:
+                    self.channels[name].add(value)
                 if value.size == 0:
                     self.absent[name] = self.absent.get(name, 0) + len(group)
 
     def _note_non_finite(self, name: str, value: FloatArray, group: Sequence[Sample]) -> None:
         """Remember the sample that comes first by name, so that neither order nor threads matter."""
-        ids = [sample.id for sample in group]
-        if len(group) > 1 and value.ndim and value.shape[0] == len(group):
-            broken = ~np.isfinite(value.reshape(len(group), -1)).all(axis=1)
-            ids = [sample_id for sample_id, is_broken in zip(ids, broken, strict=True) if is_broken]
+        ids = broken_samples(value, group)
         self.non_finite[name] = min([*ids, *([self.non_finite[name]] if name in self.non_finite else [])])
 
     def _open_histograms(self, values_a_sample: int) -> None:
@@ -171,6 +194,15 @@ class _Counter:
             if not self.histograms:
                 kernel = kernel_for(values_a_sample * self.samples)
                 self.histograms = {name: Histogram(kernel) for name in self.tensors}
+
+
+def broken_samples(value: FloatArray, group: Sequence[Sample]) -> list[str]:
+    """Ids of the samples of a group whose part of a value that is not finite everywhere is not."""
+    ids = [sample.id for sample in group]
+    if len(group) > 1 and value.ndim and value.shape[0] == len(group):
+        broken = ~np.isfinite(value.reshape(len(group), -1)).all(axis=1)
+        ids = [sample_id for sample_id, is_broken in zip(ids, broken, strict=True) if is_broken]
+    return ids
 
 
 def run_all(
@@ -234,7 +266,7 @@ class _Runner:
 
     def __init__(self, prepared: Prepared, tensors: Sequence[str]) -> None:
         self.fixed_batch = prepared.fixed_batch
-        self.session = open_session(prepared.model, threads=1, outputs=tensors, error=CalibrationError)
+        self.session = open_session(prepared.model, threads=1, outputs=tensors, log_severity=4, error=CalibrationError)
         inputs = {value.name for value in self.session.get_inputs()}
         self.fed = [name for name in tensors if name in inputs]
         self.fetched = [name for name in tensors if name not in inputs]
@@ -282,13 +314,13 @@ def _real(value: NDArray[np.generic] | None, n: int, padding: int) -> FloatArray
 
 
 class _Bound:
-    """Input and output buffers of one worker, bound to the session."""
+    """Input and output buffers of one worker, bound to the session; the first outputs become the buffers."""
 
     def __init__(self, session: Any, feed: Arrays, outputs: Arrays) -> None:
         self.session = session
         self.shapes = {name: value.shape for name, value in feed.items()}
         self.inputs = {name: np.array(value, order="C") for name, value in feed.items()}
-        self.outputs = {name: np.array(value, order="C") for name, value in outputs.items()}
+        self.outputs = {name: np.require(value, requirements="CW") for name, value in outputs.items()}
         self.binding = session.io_binding()
         for name, value in self.inputs.items():
             self.binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)

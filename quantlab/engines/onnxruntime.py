@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
-from quantlab.engines.kernels import integer_kernels
+from quantlab.engines.kernels import integer_kernels, session_config, session_options
 from quantlab.engines.protocol import Arrays
 from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
 from quantlab.engines.variant import Variant, variant_name
@@ -22,13 +21,13 @@ from quantlab.graph.half import to_half
 from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import load_model, open_session, save_model
 from quantlab.graph.proof import Proof, prove
-from quantlab.graph.qdq import check_quantized, quantize_model
+from quantlab.graph.qdq import Quantized, check_quantized, quantize_model
 from quantlab.graph.tf32 import to_tf32
 from quantlab.precision import Execution, Precision
 
 NAME = "onnxruntime"
 
-_SUPPORTED = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16, Precision.INT8)
+_SUPPORTED = tuple(precision for precision in Precision if precision is not Precision.INT8_FP16)
 _LARGEST_PROBE = 500_000_000
 
 
@@ -58,10 +57,9 @@ class OnnxRuntimeBuilder:
         if reason is not None:
             raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
         source = variant.prepared.model
-        proto, degradations, excluded = self._graph(variant)
-        proto = with_preprocess(proto, variant.table)
-        method = variant.table.method if variant.quantized and variant.table is not None else None
-        name = variant_name(NAME, variant.precision, method, len(excluded))
+        made = _graph(variant)
+        proto = with_preprocess(made.proto, variant.table)
+        name = variant_name(NAME, variant.precision, variant.method, len(made.excluded))
         path = folder / f"{name}.onnx"
         remove_file(sidecar_path(path))
         files = save_model(proto, path, source)
@@ -69,13 +67,11 @@ class OnnxRuntimeBuilder:
         proof = prove(source.with_proto(proto))
         size_bytes = sum(file.stat().st_size for file in files)
         execution, note = _execution(variant.precision, path, size_bytes, proof)
-        degradations = [*variant.prepared.degradations, *degradations]
-        if variant.table is not None and variant.quantized:
-            degradations += variant.table.degradations
+        table = variant.table if variant.calibrated else None
+        degradations = [*variant.prepared.degradations, *made.degradations, *(table.degradations if table else ())]
         if proof.precision is not variant.precision:
             message = f"{name}: requested {variant.precision}, proved {proof.precision}: {proof.text}"
             degradations.append(Degradation(DegradationCode.PRECISION_NOT_PROVED, message))
-        table = variant.table if variant.quantized else None
         write_sidecar(
             path,
             Sidecar(
@@ -89,8 +85,8 @@ class OnnxRuntimeBuilder:
                 proof="; ".join(part for part in (proof.text, note) if part),
                 execution=execution,
                 target=variant.target.name if variant.quantized else None,
-                method=method,
-                excluded=excluded,
+                method=variant.method,
+                excluded=made.excluded,
                 model=source.path.name if source.path else source.name,
                 model_sha256=source.sha256,
                 graph_sha256=variant.prepared.graph_sha256,
@@ -101,28 +97,12 @@ class OnnxRuntimeBuilder:
                 fixed_batch=variant.prepared.fixed_batch,
                 environment={"onnxruntime": version("onnxruntime"), "onnx": version("onnx"), "numpy": version("numpy")},
                 degradations=merge_degradations(degradations),
+                skipped=made.skipped,
+                kept=made.kept,
+                session=session_options(proto, variant.precision),
             ),
         )
         return path
-
-    def _graph(self, variant: Variant) -> tuple[onnx.ModelProto, list[Degradation], tuple[str, ...]]:
-        source = variant.prepared.model
-        match variant.precision:
-            case Precision.FP32:
-                return source.proto, [], ()
-            case Precision.TF32:
-                return to_tf32(source), [], ()
-            case Precision.FP16 | Precision.BF16:
-                proto, degradations = to_half(source, variant.precision)
-                return proto, list(degradations), ()
-            case _:
-                if variant.table is None:
-                    raise ConfigError(
-                        f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
-                    )
-                quantized = quantize_model(source, variant.table, variant.target, variant.exclude)
-                check_quantized(quantized.proto)
-                return quantized.proto, list(quantized.degradations), quantized.excluded
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeEngine:
         """See `EngineBuilder.load`."""
@@ -135,7 +115,8 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, threads: int) -> None:
         self._sidecar = read_sidecar(path)
         model = load_model(path)
-        self._session: Any = open_session(model, threads=threads, error=EngineBuildError)
+        config = session_config(self._sidecar.session)
+        self._session: Any = open_session(model, threads=threads, config=config, error=EngineBuildError)
         self._outputs = tuple(value.name for value in self._session.get_outputs())
 
     @property
@@ -162,6 +143,30 @@ class OnnxRuntimeEngine:
         return {name: value[:n] if value.shape[:1] == (full,) else value for name, value in named}
 
 
+def _graph(variant: Variant) -> Quantized:
+    """The graph of a variant; one that is not quantized has no layers in its account."""
+    source = variant.prepared.model
+    kind = variant.kind
+    if kind is not None:
+        if variant.calibrated and variant.table is None:
+            raise ConfigError(
+                f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
+            )
+        table = variant.table if variant.calibrated else None
+        quantized = quantize_model(source, table, variant.target, variant.exclude, kind=kind, existing=variant.existing)
+        check_quantized(quantized.proto)
+        return quantized
+    degradations: tuple[Degradation, ...] = ()
+    match variant.precision:
+        case Precision.TF32:
+            proto = to_tf32(source)
+        case Precision.FP16 | Precision.BF16:
+            proto, degradations = to_half(source, variant.precision)
+        case _:
+            proto = source.proto
+    return Quantized(proto, (), (), {}, degradations)
+
+
 def _fill(inputs: Arrays, fixed_batch: int | None) -> tuple[Mapping[str, NDArray[np.generic]], int | None]:
     """Repeat the last sample until a fixed batch is full; the count of real samples if any were added."""
     n = len(next(iter(inputs.values())))
@@ -176,10 +181,13 @@ def _fill(inputs: Arrays, fixed_batch: int | None) -> tuple[Mapping[str, NDArray
 def _execution(precision: Precision, path: Path, size_bytes: int, proof: Proof) -> tuple[Execution, str]:
     """Whether ONNX Runtime's CPU kernels compute natively in a precision, by what they are.
 
-    INT8 is native if most of the quantized layers run in integer kernels; the text says how many.
+    INT8 is native if most of the quantized layers run in integer kernels; the text says how many. INT8 weights alone
+    are native: their arithmetic is that of FP32.
     """
     if precision is Precision.FP32:
         return Execution.NATIVE, ""
+    if precision is Precision.INT8_WEIGHTS:
+        return Execution.NATIVE, "FP32 kernels; weights are dequantized once, when the model is opened"
     if precision is not Precision.INT8:
         return Execution.EMULATED, "computed by FP32 kernels on this CPU"
     if size_bytes > _LARGEST_PROBE:

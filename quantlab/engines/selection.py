@@ -5,9 +5,9 @@ errors all point one way and do not. So the error is measured where it counts. T
 samples with its scales as inputs, which makes trying another range a matter of feeding another number.
 
 1. Every single method is run on `SEARCH` samples; the search starts from the best one.
-2. One sweep in graph order: for each quantized tensor every other method's range is tried, and kept if the error at the
+2. A sweep in graph order: for each quantized tensor every other method's range is tried, and kept if the error at the
    outputs falls: in sum, and sample by sample by more than `LIKELY` standard errors. A candidate that is already worse
-   on the first few samples is not run on the others.
+   on the first few samples is not run on the others. A sweep that gained much is followed by another.
 3. On `CHECK` other samples, models written by the real writer are compared: the sweep's choice is taken only if its
    error is less than the best single method's by `CERTAIN` standard errors, else that method is used for all tensors.
 
@@ -46,6 +46,9 @@ LEAST = 8
 
 LIKELY, CERTAIN = 1.0, 2.0
 """Standard errors over the samples by which the noise must fall: for one tensor's range, and for the whole sweep."""
+
+SWEEPS, WORTH_ANOTHER_DB = 3, 0.5
+"""Sweeps at most, and the gain of one from which on another may gain too."""
 
 _FIRST = 8
 _SAME = 0.01  # scales that differ by less are not told apart
@@ -202,9 +205,26 @@ def _probes(prepared: Prepared, dataset: Dataset, pool: Executor) -> tuple[_Prob
             for values in pool.map(lambda feed: session.run(names, dict(feed)), feeds)
         )
         squares = [[float(np.sum(value * value)) for value in values] for values in references]
+        _check_outputs(names, np.sum(squares, axis=0))
         return _Probe(feeds, references, sizes, np.maximum(np.sum(squares, axis=0), _TINY), pool)
 
     return probe(samples[:n_search]), probe(samples[n_search:])
+
+
+def _check_outputs(names: Sequence[str], signal: NDArray[np.float64]) -> None:
+    """Refuse outputs that no error can be measured at.
+
+    Raises:
+        CalibrationError: If an output of the FP32 model is NaN or infinite somewhere, or zero everywhere.
+    """
+    for odd, what in ((~np.isfinite(signal), "NaN or infinite for some samples"), (signal == 0.0, "zero everywhere")):
+        if odd.any():
+            raise CalibrationError(
+                f"method auto cannot measure at output {names[int(np.argmax(odd))]!r}",
+                got=f"{what}, in the FP32 model",
+                expected="finite values, and some other than zero",
+                hint="name a method instead",
+            )
 
 
 def _batches(samples: Sequence[Sample], fixed_batch: int | None) -> tuple[tuple[Arrays, ...], tuple[int, ...]]:
@@ -272,22 +292,32 @@ class _Sweep:
         return lambda feed: self.session.run(self.outputs, {**feed, **extra})
 
     def improve(self, start: str, narrator: Narrator) -> dict[str, str]:
-        """One sweep over the tensors; the method of each, by tensor name."""
+        """Sweep over the tensors while it pays; the method of each, by tensor name."""
         picks = dict.fromkeys((group.scale for group in self.groups), start)
         chosen = {group.scale: self.range_of(group, start) for group in self.groups}
         noise = self.probe.noise(self.run(chosen))
-        for group in narrator.track(self.groups, len(self.groups), "choosing"):
-            tried = [chosen[group.scale]]
-            for method in METHOD_NAMES:
-                candidate = self.range_of(group, method)
-                if any(_alike(candidate, other) for other in tried):
-                    continue
-                tried.append(candidate)
-                trial = {**chosen, group.scale: candidate}
-                found = self._better(noise, self.run(trial))
-                if found is not None:
-                    noise, chosen, picks[group.scale] = found, trial, method
+        for _ in range(SWEEPS):
+            before = self.probe.sqnr_db(noise)
+            for group in narrator.track(self.groups, len(self.groups), "choosing"):
+                noise = self._improve_one(group, picks, chosen, noise)
+            if self.probe.sqnr_db(noise) < before + WORTH_ANOTHER_DB:
+                break
         return {name: picks[group.scale] for group in self.groups for name in group.tensors}
+
+    def _improve_one(
+        self, group: _Group, picks: dict[str, str], chosen: dict[str, Parameters], noise: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Try every other method for one tensor; what is better goes into ``picks`` and ``chosen``."""
+        tried = [chosen[group.scale]]
+        for method in METHOD_NAMES:
+            candidate = self.range_of(group, method)
+            if any(_alike(candidate, other) for other in tried):
+                continue
+            tried.append(candidate)
+            found = self._better(noise, self.run({**chosen, group.scale: candidate}))
+            if found is not None:
+                noise, chosen[group.scale], picks[group.scale] = found, candidate, method
+        return noise
 
     def _better(self, noise: NDArray[np.float64], run: Run) -> NDArray[np.float64] | None:
         """The noise of a candidate, if it is surely less; None if it is not."""

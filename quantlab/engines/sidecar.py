@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantlab.degradation import Degradation
@@ -32,18 +32,22 @@ class Sidecar:
         proof: How, in words.
         execution: Whether this backend computes natively in the precision.
         target: Q/DQ rules used; None for unquantized variants.
-        method: Range method; None for unquantized variants.
+        method: Range method; None where no method chose the ranges.
         excluded: Layers kept in floating point on request.
         model: File name of the source model.
         model_sha256: Hash of the source model.
         graph_sha256: Hash of the prepared graph.
-        table_sha256: Hash of the calibration table; None for unquantized variants.
+        table_sha256: Hash of the calibration table; None if none was used.
         calibration_samples: Content hashes of the calibration samples, sorted.
-        preprocess_sha256: Hash of the preprocessing used in calibration; None for unquantized variants.
+        preprocess_sha256: Hash of the preprocessing used in calibration; None if no table was used.
         shapes: Input shapes that were imposed.
         fixed_batch: Batch size the engine is limited to; None if free.
         environment: Versions of what built it.
         degradations: From preparation, calibration and build.
+        skipped: Layers that a size limit of the target keeps in floating point, with the reason.
+        kept: Layers that were quantized in the source model already.
+        session: Options that the backend must be given to run this file as it was measured, besides those that every
+            file is run with.
     """
 
     name: str
@@ -68,6 +72,9 @@ class Sidecar:
     fixed_batch: int | None
     environment: Mapping[str, str]
     degradations: tuple[Degradation, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    session: Mapping[str, str] = field(default_factory=dict)
 
 
 def sidecar_path(engine: Path) -> Path:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantlab.calibrators.table import CalibrationTable
+from quantlab.graph.existing import ExistingPolicy
 from quantlab.graph.prepare import Prepared
-from quantlab.graph.targets import TargetProfile
+from quantlab.graph.targets import QuantizationKind, TargetProfile
 from quantlab.precision import Precision
+
+_KINDS = {
+    Precision.INT8: QuantizationKind.INT8,
+    Precision.INT8_WEIGHTS: QuantizationKind.INT8_WEIGHTS,
+    Precision.FP8: QuantizationKind.FP8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +26,9 @@ class Variant:
         backend: Backend that will run it.
         precision: Requested precision.
         target: Q/DQ rules; used by quantized precisions only.
-        table: Ranges; needed by quantized precisions.
+        table: Ranges; needed where activations are quantized.
         exclude: Names or patterns of layers to keep in floating point.
+        existing: What to do with Q/DQ pairs that the model already holds; used by quantized precisions only.
     """
 
     prepared: Prepared
@@ -29,11 +37,28 @@ class Variant:
     target: TargetProfile
     table: CalibrationTable | None = None
     exclude: tuple[str, ...] = ()
+    existing: ExistingPolicy = ExistingPolicy.REFUSE
+
+    @property
+    def kind(self) -> QuantizationKind | None:
+        """Which operands the Q/DQ writer quantizes; None if it does not write this precision."""
+        return _KINDS.get(self.precision)
 
     @property
     def quantized(self) -> bool:
-        """Whether the precision needs a calibration table."""
-        return self.precision in (Precision.INT8, Precision.INT8_FP16, Precision.FP8)
+        """Whether the Q/DQ writer makes it, by the rules of the target."""
+        return self.kind is not None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs a calibration table."""
+        return self.kind is not None and self.kind is not QuantizationKind.INT8_WEIGHTS
+
+    @property
+    def method(self) -> str | None:
+        """The range method that made its ranges; None if no method did: FP8 takes the exact largest magnitudes."""
+        chosen = self.kind is QuantizationKind.INT8 and self.table is not None
+        return self.table.method if chosen and self.table is not None else None
 
 
 def variant_name(backend: str, precision: Precision, method: str | None, n_excluded: int) -> str:

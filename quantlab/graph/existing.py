@@ -49,6 +49,20 @@ class ExistingPairs:
 NO_PAIRS = ExistingPairs(MappingProxyType({}), MappingProxyType({}), frozenset())
 
 
+def check_existing(model: Model, policy: ExistingPolicy) -> None:
+    """Refuse a model that holds quantization nodes, if the policy is to.
+
+    Raises:
+        ModelError: If it does.
+    """
+    if policy is ExistingPolicy.REFUSE and has_qdq(model.proto):
+        raise ModelError(
+            "the model already holds QuantizeLinear or DequantizeLinear nodes",
+            expected="a floating-point model",
+            hint="quantize the model it was made from, or keep its pairs and add the missing ones: --existing complete",
+        )
+
+
 def read_pairs(
     model: Model, index: GraphIndex, target: TargetProfile, kind: QuantizationKind, policy: ExistingPolicy
 ) -> ExistingPairs:
@@ -60,12 +74,7 @@ def read_pairs(
     """
     if not has_qdq(model.proto):
         return NO_PAIRS
-    if policy is ExistingPolicy.REFUSE:
-        raise ModelError(
-            "the model already holds QuantizeLinear or DequantizeLinear nodes",
-            expected="a floating-point model",
-            hint="quantize the model it was made from",
-        )
+    check_existing(model, policy)
     behind: dict[str, str] = {}
     parameters: dict[str, Parameters] = {}
     dequantized: set[str] = set()

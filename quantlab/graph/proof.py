@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from quantlab.graph.checks import WEIGHTED_OPS, has_qdq
 from quantlab.graph.half import FORMATS, SELECTING_OPS
 from quantlab.graph.index import GraphIndex
+from quantlab.graph.layers import dequantized_constants
 from quantlab.graph.model import Model
 from quantlab.graph.skeleton import typed_graph
 from quantlab.graph.tensors import read_tensor, subgraphs
@@ -31,8 +32,9 @@ class Proof:
     """What was found in a graph.
 
     Attributes:
-        precision: The precision that the weighted layers were proved to compute in. INT8, INT8_FP16 and FP8 mean where
-            quantized: see the counts. None if it is a mixture that has no name, or nothing could be proved.
+        precision: The precision that the weighted layers were proved to compute in. INT8, INT8_FP16, INT8_WEIGHTS and
+            FP8 mean where quantized: see the counts. None if it is a mixture that has no name, or nothing could be
+            proved.
         text: One line for people, such as ``20 of 21 weighted layers INT8; fp32: Conv_3``.
         weighted_layers: ``Conv``, ``ConvTranspose``, ``Gemm``, ``MatMul`` and integer nodes, also in subgraphs.
         quantized_layers: Those of them with both operands in 8 bits.
@@ -53,7 +55,8 @@ class Proof:
 def prove(model: Model | ModelProto) -> Proof:
     """Inspect every weighted layer of a graph.
 
-    A layer is INT8 (or FP8) if both operands come from ``DequantizeLinear`` of 8-bit values; FP16 or BF16 if both are
+    A layer is INT8 (or FP8) if both operands come from ``DequantizeLinear`` of 8-bit values; INT8_WEIGHTS if only one
+    does, of stored integers; FP16 or BF16 if both are
     of that type, or float32 values that were cast through it or, as stored weights, are exactly representable in it;
     TF32 if stored weights have 13 zero low mantissa bits and activations come from the splitting that `to_tf32` writes;
     FP32 otherwise. Cost: reads all weights once.
@@ -84,9 +87,12 @@ def _overall(counts: Counter[Precision]) -> Precision | None:
     kinds = frozenset(counts)
     if len(kinds) == 1:
         return next(iter(kinds))
+    if Precision.INT8 in kinds:  # beside it, a layer of which only the weight is INT8 is one that stayed in FP32
+        kinds = frozenset(Precision.FP32 if kind is Precision.INT8_WEIGHTS else kind for kind in kinds)
     named = {
         frozenset({Precision.INT8, Precision.FP32}): Precision.INT8,
         frozenset({Precision.INT8, Precision.FP16}): Precision.INT8_FP16,
+        frozenset({Precision.INT8_WEIGHTS, Precision.FP32}): Precision.INT8_WEIGHTS,
         frozenset({Precision.FP8, Precision.FP32}): Precision.FP8,
     }
     return named.get(kinds)
@@ -103,7 +109,7 @@ def _text(
     main = counts.most_common(1)[0][0]
     if precision is not None:
         main = Precision.INT8 if precision is Precision.INT8_FP16 else precision
-    text = f"{counts[main]} of {len(layers)} weighted layers {main.value.upper()}"
+    text = f"{counts[main]} of {len(layers)} weighted layers {_form(main)}"
     for other in counts:
         if other is not main:
             names = [name for name, found in layers if found is other]
@@ -116,22 +122,31 @@ def _text(
     return text
 
 
+def _form(precision: Precision) -> str:
+    """How a layer's precision reads in a sentence."""
+    return "with INT8 weights, activations float" if precision is Precision.INT8_WEIGHTS else precision.value.upper()
+
+
 class _Inspection:
     """One graph, with what was found about its tensors."""
 
     def __init__(self, index: GraphIndex, folder: Path | None) -> None:
         self.index = index
         self.folder = folder
+        self._stored = dequantized_constants(index.graph)
         self._origins: dict[str, frozenset[Precision]] = {}
 
     def precision_of(self, node: NodeProto) -> Precision:
-        """Precision that both operands of a layer have in common."""
-        both = self.origins(node.input[0]) & self.origins(node.input[1])
+        """Precision that both operands of a layer have in common, or INT8_WEIGHTS if only a stored one is INT8."""
+        operands = [(name, self.origins(name)) for name in node.input[:2]]
+        both = operands[0][1] & operands[1][1]
         constant = [name in self.index.initializers for name in node.input[:2]]
         if all(constant):
             return Precision.FP32
         order = (Precision.INT8, Precision.FP8, Precision.FP16, Precision.BF16, Precision.TF32)
-        return next((precision for precision in order if precision in both), Precision.FP32)
+        common = next((precision for precision in order if precision in both), Precision.FP32)
+        weights = any(Precision.INT8 in origins and name in self._stored for name, origins in operands)
+        return Precision.INT8_WEIGHTS if weights and common is Precision.FP32 else common
 
     def origins(self, tensor: str) -> frozenset[Precision]:
         """Precisions that a tensor's values are proved to have."""

@@ -30,6 +30,7 @@ from quantlab.graph.targets import BiasType, QuantizationKind, TargetProfile, we
 from quantlab.graph.weights import WeightWriter, store_constant
 
 _FP8_OPSET, _FP8_IR_VERSION = 19, 9
+_OBSERVED = "observed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ def quantize_model(
     Raises:
         ModelError: If the model already holds Q/DQ nodes and they are to be refused or the target cannot take them, or
             its opset cannot be raised.
-        ConfigError: If an exclusion matches no layer, a table is needed and missing, or the target does not have the
-            kind.
+        ConfigError: If an exclusion matches no layer, a table is needed and missing, FP8 is asked of imported ranges,
+            or the target does not have the kind.
         EngineBuildError: If no layer could be quantized.
     """
     limits = target.limits(kind)
@@ -97,6 +98,7 @@ def quantize_model(
             f"{kind} needs a calibration table", expected="ranges of the activations", hint="run quantlab calibrate"
         )
     else:
+        _check_extremes(table, kind)
         placement = place_pairs(index, target, limits, Scales(table, index, target, kind), excluded, pairs)
     if not placement.layers and not placement.kept:
         raise _nothing_quantized(placement, target, excluded)
@@ -113,6 +115,15 @@ def quantize_model(
         dict(placement.skipped),
         tuple(placement.kept),
     )
+
+
+def _check_extremes(table: CalibrationTable, kind: QuantizationKind) -> None:
+    if kind is QuantizationKind.FP8 and table.provenance.source != _OBSERVED:
+        raise ConfigError(
+            f"{kind} needs the largest magnitudes themselves, not ranges chosen from them",
+            got=f"ranges imported from {table.provenance.source}",
+            expected="a table that quantlab calibrate made from data",
+        )
 
 
 def _nothing_quantized(placement: Placement, target: TargetProfile, excluded: Collection[str]) -> EngineBuildError:

@@ -16,7 +16,7 @@ class Scales:
     """Parameters that the table gives a graph's activations.
 
     INT8 takes the range of the table's method. FP8 takes the exact largest magnitude: its steps grow with the value, so
-    clipping buys no precision. A Softmax takes [0, 1], which no unseen sample leaves.
+    clipping buys no precision. A Softmax without a range takes [0, 1], which no sample leaves.
     """
 
     def __init__(
@@ -32,12 +32,11 @@ class Scales:
         Raises:
             ConfigError: If the table lacks the range of its method and this target.
         """
-        producer = self.index.producer.get(tensor)
-        if producer is not None and producer.op_type == "Softmax":
-            return parameters(0.0, 1.0, self.scheme)
         entry = self._entries.get(tensor)
         if entry is None or (entry.minimum == 0.0 and entry.maximum == 0.0):
-            return None
+            producer = self.index.producer.get(tensor)
+            known = producer is not None and producer.op_type == "Softmax"
+            return parameters(0.0, 1.0, self.scheme) if known else None
         if self.scheme.floating:
             return parameters(entry.minimum, entry.maximum, self.scheme)
         chosen = self.table.range_of(entry, self.scheme.name)

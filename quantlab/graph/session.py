@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from quantlab.errors import ModelError, QuantlabError
 from quantlab.graph.external import is_external
@@ -16,7 +16,14 @@ from quantlab.graph.tensors import model_tensors
 DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 """Optimizers that never run: this one requantizes biases and weights of partly quantized models and ruins accuracy."""
 
+FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""Session option without which products of float activations and INT8 weights are computed with INT8 activations."""
+
+_FP8_TYPES = frozenset(
+    {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ}
+)
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_TYPES = ("to", "output_dtype")
 _SESSION_BYTES = 2**31 - 2**20
 
 
@@ -40,6 +47,7 @@ def open_proto(
     optimize: Optimization = Optimization.ALL,
     config: Mapping[str, str] | None = None,
     log_severity: int = 3,
+    arena: bool = True,
     error: type[QuantlabError] = ModelError,
     name: str = "the model",
 ) -> Any:
@@ -50,9 +58,10 @@ def open_proto(
         folder: Folder of external data; None if there is none.
         threads: Intra-op threads; 0 for all cores. Inter-op is always 1.
         outputs: Tensors to give besides the graph's own outputs, in this order after them.
-        optimize: How far ONNX Runtime may rewrite the graph.
+        optimize: How far ONNX Runtime may rewrite the graph; never if it holds FP8 (see `holds_fp8`).
         config: Further session config entries of ONNX Runtime.
         log_severity: Least severe message that ONNX Runtime may write to stderr; 3 is errors, 4 fatal ones.
+        arena: Whether ONNX Runtime keeps freed memory for the next run: faster, and at times twice the memory.
         error: Class of the error to raise.
         name: What to call the model in messages.
 
@@ -69,12 +78,13 @@ def open_proto(
     options.log_severity_level = log_severity
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = arena
     options.graph_optimization_level = {
         Optimization.NONE: levels.ORT_DISABLE_ALL,
         Optimization.BASIC: levels.ORT_ENABLE_BASIC,
         Optimization.ALL: levels.ORT_ENABLE_ALL,
-    }[optimize]
-    for key, value in (config or {}).items():
+    }[Optimization.NONE if holds_fp8(proto) else optimize]
+    for key, value in {FLOAT_PRODUCTS[0]: FLOAT_PRODUCTS[1], **(config or {})}.items():
         options.add_session_config_entry(key, value)
     if folder is not None and any(is_external(tensor) for _, tensor in model_tensors(proto)):
         options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
@@ -89,6 +99,18 @@ def open_proto(
             got=first_line(cause),
             hint="check with quantlab inspect; operators of other runtimes are not supported",
         ) from cause
+
+
+def holds_fp8(proto: ModelProto) -> bool:
+    """Whether a model has FP8 numbers in it, which ONNX Runtime gets right only with its optimizer off.
+
+    Its fusions, at the levels EXTENDED and ALL, take FP8 pairs for INT8 and put integer operators in their place: the
+    session is refused (``INVALID_GRAPH``), or opens and gives wrong results. Seen with ONNX Runtime 1.31.
+    """
+    if any(tensor.data_type in _FP8_TYPES for _, tensor in model_tensors(proto)):
+        return True
+    stated = (attribute.i for node in proto.graph.node for attribute in node.attribute if attribute.name in _TYPES)
+    return any(kind in _FP8_TYPES for kind in stated)
 
 
 def serialized(proto: ModelProto, error: type[QuantlabError], name: str) -> bytes:

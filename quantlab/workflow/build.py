@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantlab.calibrators.table import CalibrationTable
@@ -13,9 +14,10 @@ from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.variant import Variant
 from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch
 from quantlab.files import check_folder
+from quantlab.graph.existing import ExistingPolicy, check_existing
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import excluded_layers
-from quantlab.graph.targets import TARGETS, TargetProfile
+from quantlab.graph.targets import TARGETS, QuantizationKind, TargetProfile
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 
@@ -52,6 +54,40 @@ def target_for(name: str) -> TargetProfile:
     near = near_match(name, TARGETS)
     raise ConfigError(
         f"there is no target {name!r}", expected=", ".join(TARGETS), hint=f"did you mean {near!r}?" if near else None
+    )
+
+
+def quantization_kind(name: str) -> QuantizationKind:
+    """The kind of that name.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    known = [kind.value for kind in QuantizationKind]
+    if name in known:
+        return QuantizationKind(name)
+    near = near_match(name, known)
+    raise ConfigError(
+        f"there is no kind of quantization {name!r}",
+        expected=", ".join(known),
+        hint=f"did you mean {near!r}?" if near else None,
+    )
+
+
+def existing_policy(name: str) -> ExistingPolicy:
+    """The policy of that name.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    known = [policy.value for policy in ExistingPolicy]
+    if name in known:
+        return ExistingPolicy(name)
+    near = near_match(name, known)
+    raise ConfigError(
+        f"there is no policy {name!r} for Q/DQ pairs that a model already holds",
+        expected=" or ".join(known),
+        hint=f"did you mean {near!r}?" if near else None,
     )
 
 
@@ -103,7 +139,9 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
 
     Raises:
         BackendUnavailable: If a variant is not supported.
-        ConfigError: If a quantized variant has no table, or an exclusion matches no layer.
+        ConfigError: If a calibrated variant has no table, its target does not have the precision, or an exclusion
+            matches no layer.
+        ModelError: If a model that is to be quantized holds Q/DQ pairs, and they are to be refused.
         EngineMismatch: If a table belongs to another model.
         EngineBuildError: If a graph is refused.
         OutputError: If a file cannot be written.
@@ -113,18 +151,23 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
         reason = builder_for(variant.backend).supports(variant)
         if reason is not None:
             raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
-        if variant.quantized:
-            if variant.table is None:
-                raise ConfigError(
-                    f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
-                )
-            check_table(variant.prepared, variant.table)
+        if variant.kind is not None:
+            variant.target.limits(variant.kind)
+            check_existing(variant.prepared.model, variant.existing)
+            if variant.calibrated:
+                if variant.table is None:
+                    raise ConfigError(
+                        f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
+                    )
+                check_table(variant.prepared, variant.table)
             excluded_layers(variant.prepared.model.proto.graph, variant.target, variant.exclude)
     sidecars = []
     for variant in variants:
         path = builder_for(variant.backend).build(variant, folder)
         sidecar = read_sidecar(path)
         narrator.say(describe_sidecar(sidecar))
+        if sidecar.skipped:
+            narrator.say(f"       {describe_skipped(sidecar.skipped)}")
         sidecars.append(sidecar)
     return sidecars
 
@@ -135,3 +178,10 @@ def describe_sidecar(sidecar: Sidecar) -> str:
     return (
         f"built  {sidecar.name}: {sidecar.execution}, proved {proved} ({sidecar.proof}), {sidecar.size_bytes:,} bytes"
     )
+
+
+def describe_skipped(skipped: Mapping[str, str]) -> str:
+    """One line on layers that a target's limits keep in floating point: how many, and how many for each reason."""
+    reasons = Counter(reason.partition(" (")[0] for reason in skipped.values())
+    counted = ", ".join(f"{count} x ({reason})" for reason, count in reasons.most_common())
+    return f"{len(skipped)} of its layers stay in floating point by the target's size limits: {counted}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from quantlab.calibrators.cache_provenance import cache_provenance_path, write_cache
+from quantlab.calibrators.extremes import Extremes
 from quantlab.calibrators.histogram import Histogram, save_histograms
 from quantlab.calibrators.measure import measure_extremes, measure_tensor, table_degradations
 from quantlab.calibrators.methods import AUTO, DEFAULT_METHOD, IMPORTED, METHOD_NAMES, check_method, range_methods
 from quantlab.calibrators.minmax import MinMax
+from quantlab.calibrators.quantize import INT8_SYMMETRIC
 from quantlab.calibrators.table import CalibrationTable, Provenance, TensorEntry
 from quantlab.calibrators.tensorrt_cache import CalibrationCache
 from quantlab.datasets import Dataset, ResolvedPreprocess
@@ -20,11 +23,13 @@ from quantlab.datasets.resolution import ASSUMED
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
 from quantlab.engines.extremes import extreme_tensors, observe_extremes
 from quantlab.engines.observation import Observation, observe, observed_tensors
+from quantlab.engines.original import observe_original
 from quantlab.engines.selection import choose_auto
 from quantlab.errors import CalibrationError, ConfigError, OutputError
 from quantlab.files import check_folder, remove_file, write_text
+from quantlab.graph.folded import plan_original
 from quantlab.graph.metadata import with_preprocess
-from quantlab.graph.model import save_model
+from quantlab.graph.model import load_model, save_model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import check_quantized, quantize_model
 from quantlab.graph.targets import TENSORRT, TargetProfile
@@ -38,7 +43,14 @@ class Observer(Protocol):
     """Counts activations: `quantlab.engines.observation.observe`, or something that gives the same counts."""
 
     def __call__(
-        self, prepared: Prepared, dataset: Dataset, tensors: Sequence[str], threads: int, narrator: Narrator
+        self,
+        prepared: Prepared,
+        dataset: Dataset,
+        tensors: Sequence[str],
+        threads: int,
+        narrator: Narrator,
+        *,
+        channelwise: Collection[str] = (),
     ) -> Observation:
         """See `quantlab.engines.observation.observe`."""
         ...
@@ -84,19 +96,22 @@ class CalibrationFiles:
 
     Attributes:
         table: ``calibration.json``.
-        histograms: ``histograms.npz``.
-        cache: ``<model>.calib``.
+        histograms: ``histograms.npz``; not written if only minima and maxima were taken.
+        cache: ``<model>.calib``; not written if method ``auto`` chose ranges for UINT8 only.
+        provenance: ``<model>.calib.json``, beside the cache.
         qdq: ``<model>.qdq.onnx``.
     """
 
     table: Path
     histograms: Path
     cache: Path
+    provenance: Path
     qdq: Path
 
     def all(self) -> tuple[Path, ...]:
-        """The paths, the table first."""
-        return (self.table, self.qdq, self.cache, self.histograms)
+        """The paths of the files that are there, the table first."""
+        paths = (self.table, self.qdq, self.cache, self.provenance, self.histograms)
+        return tuple(path for path in paths if path.exists())
 
     @classmethod
     def of(cls, folder: Path, model: str) -> CalibrationFiles:
@@ -105,6 +120,7 @@ class CalibrationFiles:
             folder / "calibration.json",
             folder / "histograms.npz",
             folder / f"{model}.calib",
+            cache_provenance_path(folder / f"{model}.calib"),
             folder / f"{model}.qdq.onnx",
         )
 
@@ -138,10 +154,7 @@ def calibrate(
         histograms: dict[str, Histogram] = {}
         tensors, odd = _extremes(prepared, dataset, settings, narrator)
     else:
-        observation = observer(prepared, dataset, observed_tensors(prepared), settings.threads, narrator)
-        release_memory()
-        tensors, odd = _ranges(observation, settings)
-        histograms = {entry.name: observation[entry.name] for entry in tensors}
+        tensors, histograms, odd = _ranges(prepared, dataset, settings, narrator, observer)
     made = provenance(prepared, dataset, preprocess, settings.percentile)
     n = len(made.samples)
     method = DEFAULT_METHOD if settings.method == AUTO else settings.method
@@ -159,11 +172,37 @@ def calibrate(
     return replace(table, degradations=merge_degradations(degradations)), histograms
 
 
-def _ranges(observation: Observation, settings: CalibrateSettings) -> tuple[tuple[TensorEntry, ...], list[Degradation]]:
-    """Entries of the tensors that had values, and a note about those that never had."""
+def _ranges(
+    prepared: Prepared, dataset: Dataset, settings: CalibrateSettings, narrator: Narrator, observer: Observer
+) -> tuple[tuple[TensorEntry, ...], dict[str, Histogram], list[Degradation]]:
+    """Entries and histograms of the prepared graph's tensors and of those that only the model file has.
+
+    TensorRT 10 calibrates before it fuses, and must find every tensor of the file in the cache.
+    """
+    tensors = observed_tensors(prepared)
+    path = prepared.model.path
+    plan = plan_original(prepared, load_model(path), tensors) if path is not None else None
+    channelwise = plan.channelwise if plan is not None else ()
+    release_memory()
+    observation = observer(prepared, dataset, tensors, settings.threads, narrator, channelwise=channelwise)
+    release_memory()
+    odd: list[Degradation] = []
+    extremes: dict[str, Extremes] = {}
+    if path is not None and plan is not None:
+        original = load_model(path)  # again, so that its weights are not in memory while the activations are
+        found = observe_original(prepared, original, plan, observation, dataset, settings.threads, narrator)
+        observation.update(found.histograms)
+        observation.note(found.histograms)
+        extremes = {**found.extremes, **found.stored}
+        odd += found.degradations
+        release_memory()
+    never = [name for name in sorted(observation) if observation[name].empty]
+    odd += [absent_everywhere(never)] if never else []
     methods = range_methods(settings.percentile)
 
     def measure(name: str) -> TensorEntry:
+        if name in extremes:
+            return measure_extremes(name, extremes[name], METHOD_NAMES)
         return measure_tensor(
             name,
             observation[name],
@@ -172,21 +211,22 @@ def _ranges(observation: Observation, settings: CalibrateSettings) -> tuple[tupl
             absent_samples=observation.absent.get(name, 0),
         )
 
-    def is_empty(name: str) -> bool:
-        return observation[name].total == 0 and observation[name].non_finite == 0
-
-    never = [name for name in sorted(observation) if is_empty(name)]
     with ThreadPoolExecutor(settings.threads) as pool:
-        tensors = tuple(pool.map(measure, (name for name in sorted(observation) if name not in never)))
-    return tensors, [absent_everywhere(never)] if never else []
+        names = sorted({*observation, *(name for name in extremes if extremes[name].known)} - {*never})
+        entries = tuple(pool.map(measure, names))
+    return entries, {name: observation[name] for name in names if name not in extremes}, odd
 
 
 def _extremes(
     prepared: Prepared, dataset: Dataset, settings: CalibrateSettings, narrator: Narrator
 ) -> tuple[tuple[TensorEntry, ...], list[Degradation]]:
-    found = observe_extremes(prepared, dataset, extreme_tensors(prepared), settings.threads, narrator)
-    never = [name for name in sorted(found) if found[name].total == 0 and found[name].non_finite == 0]
-    tensors = tuple(measure_extremes(name, found[name]) for name in sorted(found) if name not in never)
+    found, non_finite = observe_extremes(prepared, dataset, extreme_tensors(prepared), settings.threads, narrator)
+    never = [name for name in sorted(found) if not found[name].known and found[name].non_finite == 0]
+    tensors = tuple(
+        measure_extremes(name, found[name], non_finite_sample=non_finite.get(name))
+        for name in sorted(found)
+        if name not in never
+    )
     return tensors, [absent_everywhere(never)] if never else []
 
 
@@ -242,14 +282,18 @@ def write_calibration(
     files = CalibrationFiles.of(folder, name)
     quantized = quantize_model(prepared.model, table, target)
     check_quantized(quantized.proto)
-    cache = CalibrationCache.from_table(table).render()
+    has_cache = all(table.method in entry.ranges[INT8_SYMMETRIC.name] for entry in table.tensors)
+    cache = CalibrationCache.from_table(table) if has_cache else None
     remove_file(files.table)
     remove_file(folder / "stability.json")  # of an earlier table
     if histograms:
         save_histograms(files.histograms, histograms)
     else:
         remove_file(files.histograms)
-    write_text(files.cache, cache)
+    remove_file(files.provenance)
+    remove_file(files.cache)
+    if cache is not None:
+        write_cache(files.cache, cache, table)
     save_model(with_preprocess(quantized.proto, table), files.qdq, prepared.model)
     write_text(files.table, table.to_json())
     return files
@@ -273,14 +317,17 @@ def check_overwrite(folder: Path, prepared: Prepared, *, force: bool) -> None:
     try:
         earlier = CalibrationTable.load(path).provenance
     except CalibrationError as error:
-        got, old = "a file that is no calibration table", error.what
-    else:
-        got, old = f"sha256 {earlier.model_sha256[:16]}... ({earlier.model})", ""
-        if earlier.model_sha256 == prepared.model.sha256:
-            return
+        raise ConfigError(
+            f"{path} is there already and is no calibration table of this version",
+            got=f"{error.what}: {error.got}" if error.got else error.what,
+            expected="nothing of that name, or an earlier calibration of this model",
+            hint="choose another folder with -o, or overwrite it with --force",
+        ) from error
+    if earlier.model_sha256 == prepared.model.sha256:
+        return
     raise ConfigError(
-        f"{path} is there already and belongs to another model" + (f": {old}" if old else ""),
-        got=got,
+        f"{path} is there already and belongs to another model",
+        got=f"sha256 {earlier.model_sha256[:16]}... ({earlier.model})",
         expected=f"sha256 {prepared.model.sha256[:16]}... ({prepared.model.name})",
         hint="choose another folder with -o, or overwrite it with --force",
     )

@@ -92,10 +92,16 @@ def _sidecar_lines(sidecar: Sidecar) -> list[str]:
         f"  made from     {sidecar.model}, sha256 {sidecar.model_sha256[:16]}...",
         f"  built with    {built}",
     ]
-    if sidecar.method:
-        lines.insert(2, f"  quantized     by {sidecar.method} ranges under the rules of {sidecar.target}")
+    if sidecar.target:
+        ranges = f"by {sidecar.method} ranges" if sidecar.method else "with exact extremes"
+        by = ranges if sidecar.table_sha256 else "weights alone"
+        lines.insert(2, f"  quantized     {by} under the rules of {sidecar.target}")
     if sidecar.excluded:
         lines.append(f"  excluded      {', '.join(sidecar.excluded)}")
+    if sidecar.kept:
+        lines.append(f"  kept          {len(sidecar.kept)} layers that the model held quantized already")
+    lines += [f"  skipped       {layer}: {reason}" for layer, reason in sidecar.skipped.items()]
+    lines += [f"  open with     {option} = {value}" for option, value in sidecar.session.items()]
     lines += [f"  degraded      {degradation}" for degradation in sidecar.degradations]
     return lines
 

@@ -126,7 +126,8 @@ def merge_calibrations(
         tensors = merge_extremes(parts)
     else:
         histograms, observable = _sum(opened, narrator), observed_tensors(prepared)
-        tensors = _measure(parts, histograms, threads)
+        entries = (*_measure(parts, histograms, threads), *merge_extremes(parts))
+        tensors = tuple(sorted(entries, key=lambda entry: entry.name))
     never = sorted(set(observable) - {entry.name for entry in tensors})
     source = prepared.model
     provenance = merge_provenance(parts, version("quantlab"), source.path.name if source.path else source.name)

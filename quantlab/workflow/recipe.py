@@ -10,6 +10,7 @@ from typing import Any
 from quantlab.calibrators.methods import DEFAULT_METHOD
 from quantlab.documents import read_toml
 from quantlab.errors import ConfigError
+from quantlab.graph.existing import ExistingPolicy
 from quantlab.precision import Precision
 from quantlab.records import from_plain
 
@@ -54,14 +55,16 @@ class BuildSection:
     Attributes:
         precisions: Variants to build; fp32 is the reference and always built.
         backend: Backend.
-        target: Q/DQ rules of INT8.
+        target: Q/DQ rules of quantized variants.
         exclude: Names or patterns of layers to keep in floating point.
+        existing: What to do with Q/DQ pairs that the model already holds, in calibration too.
     """
 
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.INT8)
     backend: str = "onnxruntime"
     target: str = "tensorrt"
     exclude: tuple[str, ...] = ()
+    existing: ExistingPolicy = ExistingPolicy.REFUSE
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,13 @@ def load_result(path: Path) -> Result:
     """
     schema = schema_of(path)
     if schema not in LOADERS:
+        kind = schema.rpartition("/")[0]
         raise DataError(
-            f"result {path} has an unknown schema", got=repr(schema), expected="one of " + ", ".join(LOADERS)
+            f"result {path} has an unknown schema",
+            got=repr(schema),
+            expected="one of " + ", ".join(LOADERS),
+            hint="make it again with this version of quantlab"
+            if kind in [known.rpartition("/")[0] for known in LOADERS]
+            else None,
         )
     return LOADERS[schema](path)

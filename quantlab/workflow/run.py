@@ -15,6 +15,7 @@ from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
 from quantlab.files import sha256_file
 from quantlab.gate import Verdict, evaluate
+from quantlab.graph.existing import check_existing
 from quantlab.graph.metadata import stated_preprocess
 from quantlab.graph.prepare import Prepared
 from quantlab.harness.compare import CompareSettings, compare
@@ -102,6 +103,7 @@ class _Chain:
         # Policy and data are opened first, so that a mistake in them does not cost a run.
         policy = find_policy(self.recipe.gate.policy, self.folder)
         prepared = open_model(self.folder / self.recipe.model.file, self.recipe.model.shapes, self.narrator)
+        check_existing(prepared.model, self.recipe.build.existing)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
         section = self.compare_section
         labels = self.folder / section.labels if section.labels else None
@@ -159,16 +161,19 @@ class _Chain:
         section = self.recipe.build
         engines: list[Path] = []
         for precision in dict.fromkeys((Precision.FP32, *section.precisions)):
-            variant = Variant(prepared, section.backend, precision, self.target, table, section.exclude)
+            variant = Variant(
+                prepared, section.backend, precision, self.target, table, section.exclude, section.existing
+            )
             inputs = {
                 "model": prepared.model.sha256,
                 "graph": prepared.graph_sha256,
                 "backend": section.backend,
                 "precision": precision.value,
-                "table": table.sha256 if variant.quantized else None,
+                "table": table.sha256 if variant.calibrated else None,
                 "preprocess": stated_preprocess(table),
                 "target": self.target.name if variant.quantized else None,
                 "exclude": list(section.exclude) if variant.quantized else [],
+                "existing": section.existing.value if variant.quantized else None,
                 "onnxruntime": version("onnxruntime"),
             }
             name = f"build {precision}"

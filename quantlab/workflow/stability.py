@@ -51,7 +51,14 @@ class GroupedObservation:
         self.groups: tuple[Group, ...] = ()
 
     def observe(
-        self, prepared: Prepared, dataset: Dataset, tensors: Sequence[str], threads: int, narrator: Narrator
+        self,
+        prepared: Prepared,
+        dataset: Dataset,
+        tensors: Sequence[str],
+        threads: int,
+        narrator: Narrator,
+        *,
+        channelwise: Collection[str] = (),
     ) -> Observation:
         """What `quantlab.engines.observation.observe` gives, to the last count.
 
@@ -72,12 +79,12 @@ class GroupedObservation:
         result = Observation()
         for ids in plan:
             part = dataset.part(ids)
-            counted = observe(prepared, part, tensors, threads, _Within(narrator, steps))
+            counted = observe(
+                prepared, part, tensors, threads, _Within(narrator, steps),
+                channelwise=channelwise, expected_samples=len(dataset),
+            )  # fmt: skip
             groups.append(Group(len(ids), {name: Packed.of(counted.pop(name)) for name in list(counted)}))
-            for name, sample in counted.non_finite.items():
-                result.non_finite[name] = min(sample, result.non_finite.get(name, sample))
-            for name, samples in counted.absent.items():
-                result.absent[name] = result.absent.get(name, 0) + samples
+            result.note(counted)
         for _ in steps:  # samples that cannot be read are in no group; the bar ends all the same
             pass
         self.groups = tuple(groups)

@@ -90,7 +90,13 @@ def toml(text: str) -> Prepare:
 
 
 DATA = (
-    Case("no --data", given(), args("calibrate --model net.onnx"), USAGE, (r"Missing option '--data'",)),
+    Case(
+        "no --data",
+        given(),
+        args("calibrate --model net.onnx"),
+        USAGE,
+        (r"missing option '--data'", r"what are the images\?"),
+    ),
     Case("empty --data", given(), data(""), BAD, (r"no data was named", r"expected")),
     Case("blank --data", given(), data("  "), BAD, (r"no data was named", r"expected")),
     Case("data missing", given(), data("gone"), BAD, (r"no data at 'gone'", r"expected: a folder", r"check the path")),

@@ -95,7 +95,7 @@ RESULTS = (
         taking(),
         args(f"build --model net.onnx --table {COMPARISON}"),
         BAD,
-        (r"another schema", r"quantlab\.comparison/1", r"expected: 'quantlab\.calibration/1'"),
+        (r"another schema", r"quantlab\.comparison/1", r"expected: 'quantlab\.calibration/2'"),
     ),
     Case("table lacks a key", edited(TABLE, lambda d: d.pop("n_samples")), BUILD, BAD, (r"lacks the key 'n_samples'",)),
     Case(
@@ -131,7 +131,7 @@ RESULTS = (
         edited(TABLE, _set("method", to="mes")),
         BUILD,
         BAD,
-        (r"no mes range", r"minmax, percentile", r"quantlab calibrate"),
+        (r"no mes range", r"entropy, minmax, mse, percentile", r"quantlab calibrate"),
     ),
     Case(
         "table without a tensor", edited(TABLE, _set("tensors", to=[])), BUILD, BAD, (r"no layer could be quantized",)
@@ -140,8 +140,8 @@ RESULTS = (
         "table without a scheme",
         edited(TABLE, lambda d: [t["ranges"].pop("int8-symmetric") for t in d["tensors"]]),
         BUILD,
-        BAD,
-        (r"calibration\.json", r"int8-symmetric"),
+        USAGE,
+        (r"no mse range of tensor '\w+' for int8-symmetric", r"got: +no ranges for int8-symmetric", r"--target"),
     ),
     Case(
         "table of another model",

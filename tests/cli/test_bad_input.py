@@ -8,6 +8,7 @@ from itertools import chain
 
 import pytest
 from bad_caches import CACHES
+from bad_calibrations import CALIBRATIONS
 from bad_case import Case
 from bad_data import DATA
 from bad_flags import FLAGS
@@ -18,7 +19,7 @@ from cli_bench import Bench, Cli, tree
 from quantlab.cli.main import VERBS
 from quantlab.errors import ExitCode
 
-CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES))
+CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES, CALIBRATIONS))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

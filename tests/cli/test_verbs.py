@@ -23,7 +23,7 @@ from quantlab.errors import ExitCode
 
 PYTHON = [sys.executable, "-m", "quantlab"]
 COMMON = ("--preprocess", "unit.toml", "--threads", "1")
-CALIBRATION = {"calibration.json", "net.qdq.onnx", "net.calib", "histograms.npz"}
+CALIBRATION = {"calibration.json", "net.qdq.onnx", "net.calib", "net.calib.json", "histograms.npz"}
 ENGINES = {"onnxruntime-fp32.onnx", "onnxruntime-int8-mse.onnx"}
 
 
@@ -220,7 +220,8 @@ def test_lint_of_a_model(bench: Bench, cli: Cli) -> None:
     bench.take("net.onnx", "calibration")
     own = cli("inspect", "--lint", "calibration/net.qdq.onnx")
     assert (own.code, own.err) == (0, "")
-    assert own.out.startswith("net.qdq.onnx: 1 info; ") and "small-layer\n" in own.out
+    assert own.out.startswith("net.qdq.onnx: 1 info; ") and "layer-not-quantized\n" in own.out
+    assert "head: Gemm" in own.out, "the classifier is too small for TensorRT"
     assert cli("inspect", "net.onnx", "--lint").out.startswith("net.onnx: no findings; ")
     proto = onnx.load("calibration/net.qdq.onnx")
     for tensor in proto.graph.initializer:
@@ -432,7 +433,13 @@ def test_hostile_names(bench: Bench) -> None:
         "calibrate", "--data", "images", *COMMON, "-o", "-out 像", env=os.environ | {"PYTHONIOENCODING": "ascii"}
     )
     assert done.returncode == 0, done.stderr
-    assert names(bench / "-out 像") == {f"{name}.qdq.onnx", f"{name}.calib", "calibration.json", "histograms.npz"}
+    assert names(bench / "-out 像") == {
+        f"{name}.qdq.onnx",
+        f"{name}.calib",
+        f"{name}.calib.json",
+        "calibration.json",
+        "histograms.npz",
+    }
     shown = run("inspect", "--json", "--", f"{name}.onnx")
     assert (shown.returncode, json.loads(shown.stdout)["file"]) == (0, f"{name}.onnx")
 
@@ -491,6 +498,16 @@ def test_completion_answers_in_bash(bench: Bench, cli: Cli) -> None:
     if "requires Bash 4.4" in done.stderr + done.stdout:
         pytest.skip("bash is too old")
     assert done.stdout.split() == ["calibrate", "--latency-batch", "--latency-seconds"], done
+
+
+def test_convert_cache(bench: Bench, cli: Cli) -> None:
+    bench.take("calibration")
+    answer = cli("convert-cache", "calibration/net.calib", "-o", "new.calib", "--tensorrt", "8.6.1")
+    assert (answer.code, answer.err) == (0, "")
+    old, new = ((bench / name).read_text().splitlines() for name in ("calibration/net.calib", "new.calib"))
+    assert new[0].startswith("TRT-8601-")
+    assert new[1:] == old[1:]
+    assert (bench / "new.calib.json").exists(), "a cache has its provenance beside it"
 
 
 def test_every_verb_has_a_good_path_here() -> None:

@@ -34,6 +34,14 @@ def test_several_inputs_by_name(tmp_path: Path) -> None:
     assert [s.name for s in dataset.statistics()] == ["tokens", "mask"]
 
 
+def test_an_input_may_be_called_like_a_key_of_its_own(tmp_path: Path) -> None:
+    """Token ids are often called ``ids``, and then they are the input and not the samples' names."""
+    ids, spec = np.arange(24).reshape(3, 8), InputSpec("ids", (8,), "int64")
+    dataset = open_dataset(saved(tmp_path, ids=ids, labels=np.array([2, 0, 1])), [spec], UNIT)
+    assert [(sample.id, sample.label) for sample in dataset] == [("data#0", 2), ("data#1", 0), ("data#2", 1)]
+    np.testing.assert_array_equal(np.stack([sample.inputs["ids"] for sample in dataset]), ids)
+
+
 def test_ready_tensors_take_no_preprocessing_and_assume_none(tmp_path: Path) -> None:
     values = np.linspace(-1, 1, 2 * 784, dtype=np.float32).reshape(2, 1, 28, 28)
     dataset = open_dataset(saved(tmp_path, x=values), [GRAY], resolve_preprocess(None, None, {}, [GRAY]))

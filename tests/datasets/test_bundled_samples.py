@@ -28,7 +28,9 @@ def metadata(name: str) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(sample_model(name)).metadata_props}
 
 
-@pytest.mark.parametrize(("name", "least"), [("fashion-resnet", 94.0), ("fashion-mobilenet", 93.0), ("fashion-vit", 92.0)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("fashion-resnet", 94.0), ("fashion-mobilenet", 93.0), ("fashion-vit", 92.0)]
+)
 def test_models_carry_what_they_need_and_are_accurate(name: str, least: float) -> None:
     resolved = resolve_preprocess(None, None, metadata(name), INPUTS)
     assert resolved.origin == "model metadata"

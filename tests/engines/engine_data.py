@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from qdq_checks import UNLIMITED
 
 from quantlab.calibrators import CalibrationTable, Histogram, Provenance, measure_tensor, range_methods
 from quantlab.datasets import InputStatistics, Manifest, ManifestEntry, Sample
@@ -21,6 +22,9 @@ from quantlab.graph.prepare import Prepared, prepare
 from quantlab.graph.targets import ONNXRUNTIME, TargetProfile
 from quantlab.precision import Precision
 from quantlab.progress import Silent
+
+CALIBRATED = (Precision.INT8, Precision.FP8)
+"""Precisions that need a calibration table."""
 
 
 def cnn(batch: int | str = "n") -> ModelProto:
@@ -117,6 +121,12 @@ def calibrated(prepared: Prepared, method: str = "minmax") -> CalibrationTable:
     return table_of(prepared, histograms, method)
 
 
-def variant(prepared: Prepared, precision: Precision, target: TargetProfile = ONNXRUNTIME, **values: Any) -> Variant:
-    table = calibrated(prepared) if precision is Precision.INT8 else None
-    return dataclasses.replace(Variant(prepared, "onnxruntime", precision, target, table), **values)
+def target_of(precision: Precision) -> TargetProfile:
+    """Rules by which `cnn`, whose layers are small, can be built in a precision."""
+    return UNLIMITED if precision is Precision.FP8 else ONNXRUNTIME
+
+
+def variant(prepared: Prepared, precision: Precision, target: TargetProfile | None = None, **values: Any) -> Variant:
+    table = calibrated(prepared) if precision in CALIBRATED else None
+    made = Variant(prepared, "onnxruntime", precision, target or target_of(precision), table)
+    return dataclasses.replace(made, **values)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from engine_data import calibrated, feed, prepared_cnn, variant
+from engine_data import CALIBRATED, calibrated, feed, prepared_cnn, target_of, variant
 from onnx import ModelProto
 
 import quantlab.engines.onnxruntime as onnxruntime_backend
@@ -20,21 +20,38 @@ from quantlab.engines.onnxruntime import OnnxRuntimeBuilder
 from quantlab.engines.protocol import Engine, EngineBuilder
 from quantlab.engines.sidecar import read_sidecar, sidecar_path
 from quantlab.engines.variant import Variant, variant_name
-from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, EngineMismatch, MeasurementError
+from quantlab.errors import (
+    BackendUnavailable,
+    ConfigError,
+    EngineBuildError,
+    EngineMismatch,
+    MeasurementError,
+    ModelError,
+)
 from quantlab.files import sha256_file
+from quantlab.graph.existing import ExistingPolicy
 from quantlab.graph.half import FORMATS
 from quantlab.graph.prepare import Prepared
+from quantlab.graph.qdq import quantize_model
 from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
 from quantlab.precision import Execution, Precision
 
 FLOATING = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
-FASTEST_SQNR_DB = {Precision.TF32: 45, Precision.FP16: 45, Precision.BF16: 30, Precision.INT8: 20}
+QUANTIZED = (Precision.INT8, Precision.INT8_WEIGHTS, Precision.FP8)
+LEAST_SQNR_DB = {
+    Precision.TF32: 45,
+    Precision.FP16: 45,
+    Precision.BF16: 30,
+    Precision.INT8: 20,
+    Precision.INT8_WEIGHTS: 35,
+    Precision.FP8: 24,
+}
 
 
 class EngineSuite(ABC):
     """The contract of `EngineBuilder` and `Engine`."""
 
-    precisions = (*FLOATING, Precision.INT8)
+    precisions = (*FLOATING, *QUANTIZED)
 
     @abstractmethod
     def builder(self) -> EngineBuilder:
@@ -93,13 +110,15 @@ class EngineSuite(ABC):
 
     def test_calibration_is_recorded_where_it_was_used(self, path: Path, precision: Precision) -> None:
         sidecar = read_sidecar(path)
-        recorded = (sidecar.table_sha256, sidecar.method, sidecar.target, sidecar.preprocess_sha256)
-        if precision is Precision.INT8:
+        recorded = (sidecar.table_sha256, sidecar.preprocess_sha256)
+        if precision in CALIBRATED:
             assert None not in recorded
             assert sidecar.calibration_samples == ("d" * 64,)
         else:
-            assert recorded == (None,) * 4
+            assert recorded == (None, None)
             assert sidecar.calibration_samples == ()
+        assert sidecar.method == ("minmax" if precision is Precision.INT8 else None), "FP8 takes the exact extremes"
+        assert sidecar.target == (target_of(precision).name if precision in QUANTIZED else None)
 
     def test_another_file_is_refused(self, path: Path, tmp_path: Path) -> None:
         copy = tmp_path / path.name
@@ -141,7 +160,7 @@ class EngineSuite(ABC):
         if precision is Precision.FP32:
             assert lost == 0.0
         else:
-            assert 10 * np.log10(np.sum(expected**2) / lost) > FASTEST_SQNR_DB[precision]
+            assert 10 * np.log10(np.sum(expected**2) / lost) > LEAST_SQNR_DB[precision]
             assert lost > 0.0, "the precision leaves its mark"
 
     def test_two_threads_get_their_own_results(self, engine: Engine) -> None:
@@ -174,9 +193,11 @@ class EngineSuite(ABC):
             for value in (*model.proto.graph.input, *model.proto.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_value = fixed
         table = None
-        if precision is Precision.INT8:
+        if precision in CALIBRATED:
             table = dataclasses.replace(calibrated(prepared_cnn()), method="minmax")
-        made = dataclasses.replace(self.variant(prepared, Precision.FP32), precision=precision, table=table)
+        made = dataclasses.replace(
+            self.variant(prepared, Precision.FP32), precision=precision, table=table, target=target_of(precision)
+        )
         engine = self.builder().load(self.builder().build(made, tmp_path), 1)
         assert engine.sidecar.fixed_batch == fixed
         inputs = feed(fixed)
@@ -206,8 +227,11 @@ class EngineSuite(ABC):
         assert (second.read_bytes(), sidecar_path(second).read_text()) == (content, record), "and is reproducible"
         assert len(list(tmp_path.iterdir())) == 2
 
-    def test_int8_needs_a_table(self, prepared: Prepared, tmp_path: Path) -> None:
-        made = dataclasses.replace(self.variant(prepared, Precision.FP32), precision=Precision.INT8)
+    @pytest.mark.parametrize("calibrated_precision", CALIBRATED)
+    def test_quantized_activations_need_a_table(
+        self, calibrated_precision: Precision, prepared: Prepared, tmp_path: Path
+    ) -> None:
+        made = dataclasses.replace(self.variant(prepared, calibrated_precision), table=None)
         with pytest.raises(ConfigError, match="needs a calibration table"):
             self.builder().build(made, tmp_path)
         assert list(tmp_path.iterdir()) == []
@@ -224,9 +248,9 @@ class TestOnnxRuntime(EngineSuite):
         monkeypatch.setattr(onnxruntime_backend, "write_sidecar", broken)
 
     def test_what_is_native_and_what_is_emulated(self, engine: Engine, precision: Precision) -> None:
-        native = precision in (Precision.FP32, Precision.INT8)
+        native = precision in (Precision.FP32, Precision.INT8, Precision.INT8_WEIGHTS)
         assert engine.sidecar.execution is (Execution.NATIVE if native else Execution.EMULATED)
-        assert ("FP32 kernels" in engine.sidecar.proof) == (not native)
+        assert ("computed by FP32 kernels" in engine.sidecar.proof) == (not native)
 
     def test_tensorrt_rules_are_emulated_on_this_cpu(self, prepared: Prepared, tmp_path: Path) -> None:
         """Symmetric INT8 on both sides has no fused kernels here: the accuracy is real, the latency is not."""
@@ -253,12 +277,65 @@ class TestOnnxRuntime(EngineSuite):
         path = self.builder().build(variant(prepared, Precision.FP16, exclude=("nothing like this",)), tmp_path)
         assert read_sidecar(path).name == "onnxruntime-fp16"
 
-    @pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8_FP16])
-    def test_what_is_not_built_yet(self, prepared: Prepared, precision: Precision, tmp_path: Path) -> None:
-        made = variant(prepared, precision)
+    def test_what_is_not_built_yet(self, prepared: Prepared, tmp_path: Path) -> None:
+        made = variant(prepared, Precision.INT8_FP16)
         assert self.builder().supports(made) is not None
-        with pytest.raises(BackendUnavailable, match=f"cannot build {precision}"):
+        with pytest.raises(BackendUnavailable, match="cannot build int8-fp16"):
             self.builder().build(made, tmp_path)
+
+    def test_options_that_a_file_must_be_opened_with(self, engine: Engine, precision: Precision) -> None:
+        expected = {
+            Precision.FP8: {"graph_optimization_level": "ORT_DISABLE_ALL"},
+            Precision.INT8_WEIGHTS: {"session.disable_quant_qdq": "1"},
+        }
+        assert dict(engine.sidecar.session) == expected.get(precision, {})
+
+    @pytest.mark.parametrize("method", ["minmax", "entropy", "mse"])
+    def test_fp8_is_the_same_whatever_the_method(self, method: str, prepared: Prepared, tmp_path: Path) -> None:
+        paths = [
+            self.builder().build(variant(prepared, Precision.FP8, table=calibrated(prepared, name)), tmp_path / name)
+            for name in ("percentile", method)
+        ]
+        assert paths[0].name == paths[1].name == "onnxruntime-fp8.onnx"
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+    def test_weights_alone_say_nothing_of_a_table(self, prepared: Prepared, tmp_path: Path) -> None:
+        path = self.builder().build(variant(prepared, Precision.INT8_WEIGHTS, table=calibrated(prepared)), tmp_path)
+        sidecar = read_sidecar(path)
+        assert (sidecar.name, sidecar.table_sha256) == ("onnxruntime-int8-weights", None)
+        assert sidecar.proof.startswith("3 of 3 weighted layers with INT8 weights, activations float")
+
+    def test_layers_that_a_size_limit_leaves_out_are_recorded(self, prepared: Prepared, tmp_path: Path) -> None:
+        """They are not a degradation: the rule of the target wants it so."""
+        path = self.builder().build(variant(prepared, Precision.INT8, TENSORRT), tmp_path)
+        sidecar = read_sidecar(path)
+        assert sidecar.skipped == {
+            "conv2": "it has fewer than 16 channels that kernels could pad (8 input and 8 output channels)",
+            "fc": "its K or N is below 16 (M=batch K=12 N=6)",
+        }
+        assert sidecar.degradations == ()
+
+    def test_existing_pairs_are_completed_on_request(self, prepared: Prepared, tmp_path: Path) -> None:
+        table = calibrated(prepared)
+        partly = quantize_model(prepared.model, table, ONNXRUNTIME, ["conv2"])
+        held = dataclasses.replace(prepared, model=prepared.model.with_proto(partly.proto))
+        with pytest.raises(ModelError, match="already holds"):
+            self.builder().build(variant(held, Precision.INT8, table=table), tmp_path)
+        made = variant(held, Precision.INT8, table=table, existing=ExistingPolicy.COMPLETE)
+        sidecar = read_sidecar(self.builder().build(made, tmp_path))
+        assert sidecar.kept == ("conv1", "fc")
+        assert sidecar.proof.startswith("3 of 3 weighted layers INT8")
+
+    def test_a_sidecar_of_an_earlier_version_is_read(self, built: dict[Precision, Path], tmp_path: Path) -> None:
+        """One without the fields that came later."""
+        path = built[Precision.INT8]
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        document = json.loads(sidecar_path(path).read_text())
+        for name in ("skipped", "kept", "session"):
+            del document[name]
+        sidecar_path(copy).write_text(json.dumps(document))
+        assert self.builder().load(copy, 1).sidecar == read_sidecar(path)
 
     def test_a_precision_that_is_not_proved_is_a_degradation(
         self, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

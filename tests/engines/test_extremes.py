@@ -25,7 +25,7 @@ def prepared() -> Prepared:
 
 
 def extremes(prepared: Prepared, n: int, threads: int = 1) -> dict[str, Extremes]:
-    return observe_extremes(prepared, MemoryData(samples(n)), extreme_tensors(prepared), threads, Silent())
+    return observe_extremes(prepared, MemoryData(samples(n)), extreme_tensors(prepared), threads, Silent())[0]
 
 
 def test_inputs_of_fused_activations_are_left_out(prepared: Prepared) -> None:
@@ -63,6 +63,16 @@ def test_padding_of_a_fixed_batch_is_not_seen() -> None:
     found = extremes(fixed, 6)
     assert found["image"].total == 6 * 3 * 8 * 8
     assert found["k1"].total == 6 * 8 * 8 * 8
+
+
+def test_the_first_broken_sample_is_named(prepared: Prepared) -> None:
+    chosen = samples(6)
+    for i in (4, 2):
+        side = np.array([np.nan, 1.0, 2.0, 3.0], np.float32)
+        chosen[i] = dataclasses.replace(chosen[i], inputs=dict(chosen[i].inputs) | {"side": side})
+    found, broken = observe_extremes(prepared, MemoryData(chosen[::-1]), extreme_tensors(prepared), 2, Silent())
+    assert broken["side"] == broken["scores"] == "sample#2"
+    assert found["side"].non_finite == 2
 
 
 class TestExtremes:

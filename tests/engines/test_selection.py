@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from engine_data import MemoryData, calibrated, prepared_cnn, samples
+from onnx import ModelProto, numpy_helper
 
 from quantlab.calibrators import METHOD_NAMES, CalibrationTable
 from quantlab.engines.selection import _falls, choose_auto
@@ -55,7 +56,7 @@ def test_what_was_chosen_is_recorded(prepared: Prepared, table: CalibrationTable
     chosen = choose_auto(prepared, MemoryData(samples(40)), table, TENSORRT, 1, Silent())
     evidence = chosen.auto
     assert evidence is not None
-    assert (chosen.method, evidence.target, evidence.n_search, evidence.n_check) == ("auto", "tensorrt", 20, 20)
+    assert (chosen.method, evidence.target, evidence.n_search, evidence.n_check) == ("auto", "tensorrt", 13, 27)
     assert set(evidence.sqnr_db) == set(METHOD_NAMES)
     assert sum(evidence.picked.values()) == len(table.tensors)
     for entry in chosen.tensors:
@@ -109,4 +110,17 @@ def test_falls_in_standard_errors() -> None:
     assert _falls(before, before * 2.0) == -np.inf
     falls = np.array([0.1, 0.3, 0.2, 0.2])
     expected = falls.mean() / (falls.std(ddof=1) / 2)
-    assert _falls(before, before - falls[:, None]) == pytest.approx(expected)
+    assert _falls(before, np.exp(-falls)[:, None]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN or infinite"), (0.0, "zero everywhere")])
+def test_outputs_that_tell_nothing(prepared: Prepared, table: CalibrationTable, value: float, what: str) -> None:
+    proto = ModelProto()
+    proto.CopyFrom(prepared.model.proto)
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w3", "b3"):
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name))
+    broken = dataclasses.replace(prepared, model=prepared.model.with_proto(proto))
+    with pytest.raises(CalibrationError, match="cannot measure at output 'scores'") as caught:
+        choose_auto(broken, MemoryData(samples(30)), table, ONNXRUNTIME, 1, Silent())
+    assert what in str(caught.value.got)

@@ -68,11 +68,68 @@ def test_partly_int8_names_the_rest(build):
     assert proof.named(Precision.FP32) == ("second",)
 
 
+def _without_pairs(proto, *positions):
+    """Nodes read the floating-point activation in front of the pair."""
+    sources = {"xd": "x", "hd": "h"}
+    for position in positions:
+        node = proto.graph.node[position]
+        node.input[0] = sources[node.input[0]]
+    return proto
+
+
 def test_weight_only_quantization_is_not_int8(build):
+    proof = prove(_without_pairs(_qdq(build), 3, 7))
+    assert proof.precision is Precision.INT8_WEIGHTS
+    assert proof.text == "2 of 2 weighted layers with INT8 weights, activations float"
+    assert proof.quantized_layers == 0
+
+
+def test_weight_only_quantization_of_some_layers(build):
+    """The second layer's weight is float, and so is what it reads."""
+    proof = prove(_without_pairs(_qdq(build, both=False), 3))
+    assert proof.precision is Precision.INT8_WEIGHTS
+    assert proof.text == "1 of 2 weighted layers with INT8 weights, activations float; fp32: second"
+
+
+def test_int8_with_a_weight_only_layer_names_it(build):
+    proof = prove(_without_pairs(_qdq(build), 3))
+    assert proof.precision is Precision.INT8
+    assert proof.text == "1 of 2 weighted layers INT8; int8-weights: first"
+
+
+def test_quantized_activations_with_float_weights_are_fp32(build):
+    """No arithmetic and no storage is in 8 bits."""
     proto = _qdq(build)
-    proto.graph.node[3].input[0] = "x"
-    proof = prove(proto)
-    assert proof.named(Precision.FP32) == ("first",)
+    proto.graph.node[7].input[1] = "w2"
+    assert prove(proto).named(Precision.FP32) == ("second",)
+
+
+def test_a_product_of_a_pair_and_a_float_activation_is_fp32(build):
+    """A dequantized activation is no stored weight."""
+    make = helper.make_node
+    nodes = [
+        make("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        make("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        make("MatMul", ["x", "xd"], ["y"], name="product"),
+    ]
+    constants = [build.const("s", 0.05), build.const("z", 0, np.int8)]
+    proof = prove(build.model(nodes, [build.value("x", [4, 4])], [build.value("y", [4, 4])], constants))
+    assert proof.layers == (("product", Precision.FP32),)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_weights_behind_a_pair_and_a_transpose(build, moved):
+    """Float weights with Q and DQ behind them, as PyTorch writes them, are stored weights too."""
+    make = helper.make_node
+    nodes = [
+        make("QuantizeLinear", ["w", "s", "z"], ["wq"]),
+        make("DequantizeLinear", ["wq", "s", "z"], ["wd"]),
+        *([make("Transpose", ["wd"], ["wt"], perm=[1, 0])] if moved else []),
+        make("MatMul", ["x", "wt" if moved else "wd"], ["y"], name="product"),
+    ]
+    constants = [build.const("s", 0.05), build.const("z", 0, np.int8), build.weight("w", 4, 4)]
+    proof = prove(build.model(nodes, [build.value("x", [4, 4])], [build.value("y", [4, 4])], constants))
+    assert proof.precision is Precision.INT8_WEIGHTS
 
 
 def test_int8_with_fp16_rest(build):

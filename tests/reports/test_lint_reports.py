@@ -62,7 +62,7 @@ def test_golden_of_a_narrow_coloured_terminal() -> None:
 
 def test_formats() -> None:
     assert FORMS == ["terminal", "markdown", "csv", "json"]
-    with pytest.raises(ConfigError, match="cannot show a lintreport"):
+    with pytest.raises(ConfigError, match="cannot show a lint report"):
         render(example(), "junit")
 
 

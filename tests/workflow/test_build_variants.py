@@ -9,17 +9,24 @@ from workflow_data import Project, Recorder
 from quantlab.calibrators import CalibrationTable
 from quantlab.datasets import sample_model
 from quantlab.engines.variant import Variant
-from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch
-from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
+from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch, ModelError
+from quantlab.graph.existing import ExistingPolicy
+from quantlab.graph.qdq import quantize_model
+from quantlab.graph.targets import ONNXRUNTIME, TENSORRT, QuantizationKind
 from quantlab.precision import Precision
+from quantlab.reports import Style
 from quantlab.workflow.build import (
     PLANNED_BACKENDS,
     build_variants,
     builder_for,
     check_table,
+    describe_skipped,
+    existing_policy,
     parse_precisions,
+    quantization_kind,
     target_for,
 )
+from quantlab.workflow.inspect import inspect_file
 from quantlab.workflow.sources import open_model
 
 
@@ -60,6 +67,20 @@ def test_precisions(text: str, expected: list[str]) -> None:
     assert [precision.value for precision in parse_precisions(text)] == expected
 
 
+def test_kinds_of_quantization() -> None:
+    assert [quantization_kind(name) for name in ("int8", "fp8", "int8-weights")] == list(QuantizationKind)
+    with pytest.raises(ConfigError, match="no kind of quantization 'int8-weight'") as caught:
+        quantization_kind("int8-weight")
+    assert (caught.value.expected, caught.value.hint) == ("int8, fp8, int8-weights", "did you mean 'int8-weights'?")
+
+
+def test_policies_for_existing_pairs() -> None:
+    assert [existing_policy(name) for name in ("refuse", "complete")] == list(ExistingPolicy)
+    with pytest.raises(ConfigError, match="no policy 'compleet'") as caught:
+        existing_policy("compleet")
+    assert (caught.value.expected, caught.value.hint) == ("refuse or complete", "did you mean 'complete'?")
+
+
 @pytest.mark.parametrize("text", ["", " ,", "fp31", "FP32,int8"])
 def test_wrong_precisions(text: str) -> None:
     with pytest.raises(ConfigError, match="precision"):
@@ -77,9 +98,15 @@ def test_a_table_of_another_model(prepared, table: CalibrationTable) -> None:
 
 def test_all_are_checked_before_the_first_is_built(prepared, table: CalibrationTable, tmp_path: Path) -> None:
     good = Variant(prepared, "onnxruntime", Precision.FP32, ONNXRUNTIME)
+    weights = quantize_model(prepared.model, None, TENSORRT, kind=QuantizationKind.INT8_WEIGHTS)
+    quantized = dataclasses.replace(prepared, model=prepared.model.with_proto(weights.proto))
     wrong = dataclasses.replace(table, provenance=dataclasses.replace(table.provenance, graph_sha256="f" * 64))
     for bad, error in (
-        (Variant(prepared, "onnxruntime", Precision.FP8, ONNXRUNTIME), BackendUnavailable),
+        (Variant(prepared, "onnxruntime", Precision.INT8_FP16, ONNXRUNTIME), BackendUnavailable),
+        (Variant(prepared, "onnxruntime", Precision.FP8, ONNXRUNTIME, table), ConfigError),
+        (Variant(prepared, "onnxruntime", Precision.FP8, TENSORRT), ConfigError),
+        (Variant(prepared, "onnxruntime", Precision.INT8_WEIGHTS, TENSORRT, None, ("nothing like this",)), ConfigError),
+        (Variant(quantized, "onnxruntime", Precision.INT8_WEIGHTS, TENSORRT), ModelError),
         (Variant(prepared, "onnxruntime", Precision.INT8, ONNXRUNTIME), ConfigError),
         (Variant(prepared, "onnxruntime", Precision.INT8, ONNXRUNTIME, wrong), EngineMismatch),
         (Variant(prepared, "tensorrt", Precision.FP16, ONNXRUNTIME), BackendUnavailable),
@@ -95,3 +122,28 @@ def test_each_is_told(prepared, tmp_path: Path, recorder: Recorder) -> None:
     assert [sidecar.name for sidecar in sidecars] == ["onnxruntime-fp32", "onnxruntime-fp16"]
     assert recorder.said[0].startswith("built  onnxruntime-fp32: native, proved fp32")
     assert recorder.said[1].startswith("built  onnxruntime-fp16: emulated, proved fp16")
+
+
+def test_layers_left_out_by_size_are_told_in_one_line(
+    prepared, table: CalibrationTable, tmp_path: Path, recorder: Recorder
+) -> None:
+    (sidecar,) = build_variants([Variant(prepared, "onnxruntime", Precision.FP8, TENSORRT, table)], tmp_path, recorder)
+    assert len(sidecar.skipped) == 10
+    (line,) = recorder.said[1:]
+    assert line.strip() == describe_skipped(sidecar.skipped)
+    assert "10 of its layers stay in floating point by the target's size limits" in line
+    assert "9 x (it has fewer than 17 channels that kernels could pad), 1 x (its K or N is below 16)" in line
+    shown = inspect_file(tmp_path / sidecar.file, Style(100)).text
+    assert all(f"skipped       {layer}: {reason}" in shown for layer, reason in sidecar.skipped.items())
+    assert "quantized     with exact extremes under the rules of tensorrt" in shown
+    assert "open with     graph_optimization_level = ORT_DISABLE_ALL" in shown
+
+
+def test_weights_alone_need_no_table(prepared, tmp_path: Path, recorder: Recorder) -> None:
+    (sidecar,) = build_variants(
+        [Variant(prepared, "onnxruntime", Precision.INT8_WEIGHTS, TENSORRT)], tmp_path, recorder
+    )
+    assert (sidecar.proved, sidecar.skipped, sidecar.degradations) == (Precision.INT8_WEIGHTS, {}, ())
+    shown = inspect_file(tmp_path / sidecar.file, Style(100)).text
+    assert "quantized     weights alone under the rules of tensorrt" in shown
+    assert len(recorder.said) == 1

@@ -10,11 +10,15 @@ import pytest
 from workflow_data import Project, Recorder
 
 from quantlab.calibrators import CalibrationTable, load_histograms
-from quantlab.datasets import sample_data, sample_model
+from quantlab.calibrators.cache_provenance import load_cache
+from quantlab.datasets import Dataset, ResolvedPreprocess, sample_data, sample_model
 from quantlab.degradation import DegradationCode
 from quantlab.errors import ConfigError
+from quantlab.graph.model import load_model
+from quantlab.graph.original import float_activations
 from quantlab.graph.prepare import Prepared
-from quantlab.graph.targets import ONNXRUNTIME
+from quantlab.graph.qdq import quantize_model
+from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
 from quantlab.reports import Style
 from quantlab.workflow.calibrate import (
     CalibrateSettings,
@@ -40,7 +44,13 @@ def table(finished: tuple[Project, object]) -> CalibrationTable:
 
 def test_names_of_the_files(tmp_path: Path) -> None:
     files = CalibrationFiles.of(tmp_path, "m")
-    assert [path.name for path in files.all()] == ["calibration.json", "m.qdq.onnx", "m.calib", "histograms.npz"]
+    assert files.all() == ()
+    names = ["calibration.json", "m.qdq.onnx", "m.calib", "m.calib.json", "histograms.npz"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in files.all()] == names
+    files.histograms.unlink()
+    assert files.histograms not in files.all()
 
 
 def test_the_table_is_gone_while_files_are_replaced(
@@ -114,9 +124,67 @@ def test_wrong_settings(prepared: Prepared, settings: tuple[str, float]) -> None
 
 def test_summaries(table: CalibrationTable, tmp_path: Path) -> None:
     files = CalibrationFiles.of(tmp_path, "m")
+    for path in (files.table, files.qdq, files.cache, files.histograms):
+        path.touch()
     document = json.loads(json.dumps(summary_document(table, files)))
     assert (document["method"], document["n_samples"], document["table_sha256"]) == ("minmax", 24, table.sha256)
     assert document["files"][0].endswith("calibration.json")
     text = summary_text(table, files, Style(80))
     assert "24 samples" in text
     assert text.count("wrote ") == 4
+
+
+@pytest.fixture(scope="module")
+def images(prepared: Prepared) -> tuple[Dataset, ResolvedPreprocess]:
+    return open_data(prepared.model, DataRequest(str(sample_data("calibration")), limit=12), Recorder())
+
+
+def test_every_tensor_of_the_model_file_is_in_the_cache(
+    prepared: Prepared, images: tuple[Dataset, ResolvedPreprocess], tmp_path: Path
+) -> None:
+    """TensorRT 10 calibrates before it fuses: outputs before a folded batch normalization have scales too."""
+    table, histograms = calibrate(prepared, *images, CalibrateSettings("mse", 99.99, 2), Recorder())
+    files = write_calibration(tmp_path, prepared, table, histograms, TENSORRT)
+    cache, provenance = load_cache(files.cache)
+    assert set(float_activations(load_model(sample_model()).proto)) <= set(cache.scales)
+    assert provenance is not None
+    assert provenance.table_sha256 == table.sha256
+    derived = [entry for entry in table.tensors if not entry.counted]
+    assert len(derived) == 21
+    assert set(histograms) == {entry.name for entry in table.tensors if entry.counted}
+
+
+def test_minmax_only(prepared: Prepared, images: tuple[Dataset, ResolvedPreprocess], tmp_path: Path) -> None:
+    settings = CalibrateSettings("minmax", 99.99, 2, minmax_only=True)
+    table, histograms = calibrate(prepared, *images, settings, Recorder())
+    full, _ = calibrate(prepared, *images, CalibrateSettings("minmax", 99.99, 2), Recorder())
+    assert histograms == {}
+    for entry in table.tensors:
+        for scheme, by_method in entry.ranges.items():
+            expected = full.entries()[entry.name].ranges[scheme]["minmax"]
+            assert (by_method["minmax"].low, by_method["minmax"].high) == (expected.low, expected.high), entry.name
+    files = write_calibration(tmp_path, prepared, table, histograms, TENSORRT)
+    assert files.histograms not in files.all()
+    assert (
+        quantize_model(prepared.model, table, TENSORRT).tensors
+        == quantize_model(prepared.model, full, TENSORRT).tensors
+    )
+
+
+def test_minmax_only_needs_its_method() -> None:
+    with pytest.raises(ConfigError, match="more than minima and maxima"):
+        CalibrateSettings("mse", 99.99, 1, minmax_only=True)
+    with pytest.raises(ConfigError, match="not for calibrating"):
+        CalibrateSettings("imported", 99.99, 1)
+
+
+def test_auto_for_uint8_writes_no_tensorrt_cache(
+    prepared: Prepared, images: tuple[Dataset, ResolvedPreprocess], tmp_path: Path
+) -> None:
+    table, histograms = calibrate(prepared, *images, CalibrateSettings("auto", 99.99, 2, ONNXRUNTIME), Recorder())
+    assert table.method == "auto"
+    (tmp_path / f"{prepared.model.name}.calib").write_text("of an earlier calibration")
+    files = write_calibration(tmp_path, prepared, table, histograms, ONNXRUNTIME)
+    assert files.cache not in files.all()
+    with pytest.raises(ConfigError, match="no auto range"):
+        quantize_model(prepared.model, table, TENSORRT)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from quantlab.errors import ConfigError
+from quantlab.graph.existing import ExistingPolicy
 from quantlab.precision import Precision
 from quantlab.workflow.recipe import load_recipe
 
@@ -23,6 +24,7 @@ def test_least_recipe_and_defaults(tmp_path: Path) -> None:
     assert (recipe.calibrate, recipe.compare, recipe.preprocess) == (None, None, None)
     assert recipe.build.precisions == (Precision.FP32, Precision.TF32, Precision.FP16, Precision.INT8)
     assert (recipe.build.backend, recipe.build.target) == ("onnxruntime", "tensorrt")
+    assert recipe.build.existing is ExistingPolicy.REFUSE
     assert (recipe.gate.policy, recipe.run.out) == ("quantlab:default", "results")
 
 
@@ -39,6 +41,7 @@ limit = 5
 [build]
 precisions = ["fp16"]
 exclude = ["conv*"]
+existing = "complete"
 [compare]
 data = "val"
 labels = "labels.csv"
@@ -57,6 +60,7 @@ seed = 3
     assert recipe.compare is not None
     assert (recipe.compare.batch_size, recipe.compare.latency_batch, recipe.compare.latency_seconds) == (4, 2, 0.0)
     assert recipe.build.exclude == ("conv*",)
+    assert recipe.build.existing is ExistingPolicy.COMPLETE
     assert recipe.preprocess == {"preset": "imagenet"}
     assert recipe.run.seed == 3
 

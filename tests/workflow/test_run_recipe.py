@@ -14,7 +14,7 @@ from workflow_data import Project, Recorder
 from quantlab.calibrators import CalibrationCache, CalibrationTable, load_histograms
 from quantlab.datasets import PRESETS, ResolvedPreprocess, preprocess_from_metadata
 from quantlab.engines.sidecar import read_sidecar
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, ModelError
 from quantlab.gate import Outcome
 from quantlab.graph.model import load_model
 from quantlab.harness.comparison import Comparison
@@ -31,7 +31,8 @@ class TestFirstRun:
         assert all((project.folder / path).exists() for path in result.files)
         names = sorted(path.relative_to(project.out).as_posix() for path in project.out.rglob("*") if path.is_file())
         assert names == [
-            "calibration/calibration.json", "calibration/fashion-resnet.calib", "calibration/fashion-resnet.qdq.onnx",
+            "calibration/calibration.json", "calibration/fashion-resnet.calib",
+            "calibration/fashion-resnet.calib.json", "calibration/fashion-resnet.qdq.onnx",
             "calibration/histograms.npz", "comparison.csv", "comparison.json", "comparison.md",
             "engines/onnxruntime-fp16.onnx", "engines/onnxruntime-fp16.onnx.engine.json",
             "engines/onnxruntime-fp32.onnx", "engines/onnxruntime-fp32.onnx.engine.json",
@@ -58,11 +59,15 @@ class TestFirstRun:
         assert len(table.provenance.samples) == 24
         cache = CalibrationCache.load(folder / "fashion-resnet.calib")
         histograms = load_histograms(folder / "histograms.npz")
-        assert set(cache.scales) == set(histograms) == {entry.name for entry in table.tensors}
+        assert set(cache.scales) == {entry.name for entry in table.tensors}
+        counted = {entry.name for entry in table.tensors if entry.counted}
+        assert set(histograms) == counted
+        assert len(counted) == 52, "all of the prepared graph"
+        assert len(table.tensors) == 73, "and those before folded batch normalizations"
         for entry in table.tensors:
             amax = max(-entry.minimum, entry.maximum)
             assert cache.scales[entry.name] * 127 == pytest.approx(amax, rel=1e-6)
-            assert histograms[entry.name].maximum == entry.maximum
+            assert entry.name not in counted or histograms[entry.name].maximum == entry.maximum
         metadata = load_model(folder / "fashion-resnet.qdq.onnx").metadata
         assert preprocess_from_metadata(metadata) is not None
 
@@ -101,6 +106,17 @@ class TestSecondRun:
         result = project.run(recorder)
         assert recorder.cached == STEPS[:-1]
         assert len(result.comparison.variants) == 4
+
+    def test_weights_alone_do_not_depend_on_the_table(self, project: Project, recorder: Recorder) -> None:
+        project.write(precisions=("int8-weights",))
+        result = project.run(recorder)
+        assert recorder.cached == ["calibrate", "build fp32"]
+        assert [v.name for v in result.comparison.variants] == ["onnxruntime-fp32", "onnxruntime-int8-weights"]
+        assert result.comparison.variants[1].outputs[0].sqnr_db > 40
+        again = Recorder()
+        project.write(method="mse", precisions=("int8-weights",))
+        project.run(again)
+        assert again.cached == ["build fp32", "build int8-weights", "compare"]
 
     @pytest.mark.parametrize(
         ("name", "rerun"),
@@ -227,3 +243,12 @@ def test_the_state_holds_no_absolute_paths(finished: tuple[Project, RunResult]) 
     document = json.loads((project.out / "state.json").read_text())
     assert list(document["steps"]) == STEPS
     assert str(project.folder) not in json.dumps(document)
+
+
+def test_a_quantized_model_is_refused_before_any_work(project: Project, recorder: Recorder) -> None:
+    quantized = project.out / "calibration" / "fashion-resnet.qdq.onnx"
+    (project.folder / "fashion-resnet.onnx").write_bytes(quantized.read_bytes())
+    before = {path: path.read_bytes() for path in project.out.rglob("*") if path.is_file()}
+    with pytest.raises(ModelError, match="already holds QuantizeLinear"):
+        project.run(recorder)
+    assert {path: path.read_bytes() for path in project.out.rglob("*") if path.is_file()} == before
