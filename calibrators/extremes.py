@@ -80,15 +80,22 @@ class ChannelExtremes:
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Take in ``values``, (N, C, ...) float32. NaN and infinities are left out."""
-        if values.size == 0:
-            return
-        rows = values.reshape(values.shape[0], values.shape[1], -1)
-        low, high = rows.min(axis=(0, 2)), rows.max(axis=(0, 2))
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        if values.size:
+            rows = values.reshape(values.shape[0] * values.shape[1], -1)
             finite = np.isfinite(rows)
-            low = np.where(finite, rows, np.float32(np.inf)).min(axis=(0, 2))
-            high = np.where(finite, rows, np.float32(-np.inf)).max(axis=(0, 2))
-        self._widen(low, high, values.size)
+            low = np.where(finite, rows, np.float32(np.inf)).min(axis=1)
+            self.add_rows(low, np.where(finite, rows, np.float32(-np.inf)).max(axis=1), values.shape)
+
+    def add_rows(self, lows: NDArray[np.float32], highs: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+        """Take in the extremes of the rows of values of a shape (N, C, ...).
+
+        Args:
+            lows: Least finite value of each channel of each sample, (N * C,); infinity without any.
+            highs: Largest finite value, (N * C,); minus infinity without any.
+            shape: Of the values.
+        """
+        if math.prod(shape):
+            self._widen(lows.reshape(shape[:2]).min(axis=0), highs.reshape(shape[:2]).max(axis=0), math.prod(shape))
 
     def merge(self, other: ChannelExtremes) -> None:
         """Take in another one; the result equals that of all values together."""

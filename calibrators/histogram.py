@@ -28,6 +28,7 @@ from quantlab.calibrators.counting import (
     SIDE,
     Kernel,
     count_numpy,
+    key_values,
 )
 from quantlab.calibrators.distribution import Distribution
 from quantlab.errors import CalibrationError
@@ -35,7 +36,9 @@ from quantlab.files import replacing
 
 HISTOGRAM_FORMAT = 2
 
-_CHUNK = 1 << 16  # values that stay in the processor's cache between the looks at them
+_ROW = 1 << 12  # values that stay in the processor's cache between the looks at them
+_MOST_FRESH = (1 << 32) - 1
+_NONE_LOW, _NONE_HIGH = np.iinfo(np.int32).max, np.iinfo(np.int32).min
 _BIAS = 127
 _LARGEST = float(np.finfo(np.float32).max)
 _HIGHEST_OCTAVE = 255 - OCTAVES
@@ -48,43 +51,97 @@ class Histogram:
     Values are counted with their content only: neither batch size nor order of `add` changes the result.
 
     Attributes:
-        counts: Counts of finite values by bucket, (2 * SIDE,) int64: positive ones from zero upwards, then negative
-            ones from zero downwards. Zeros of both signs are in the first. Its memory is used only where values are.
         octave: Exponent bits of the lowest octave with fine buckets, 0 to 251.
         special: Counts of NaN, minus infinity and infinity, (3,) int64.
         minimum: Least finite value; infinity if there was none.
         maximum: Largest finite value; minus infinity if there was none.
     """
 
-    __slots__ = ("_count", "counts", "maximum", "minimum", "octave", "special")
+    __slots__ = ("_count", "_counts", "_fresh", "_n_fresh", "maximum", "minimum", "octave", "special")
 
     def __init__(self, kernel: Kernel = count_numpy) -> None:
         self._count = kernel
-        self.counts: NDArray[np.int64] = np.zeros(2 * SIDE, np.int64)
+        self._counts: NDArray[np.int64] = np.zeros(2 * SIDE, np.int64)
+        self._fresh: NDArray[np.uint32] | None = None
+        self._n_fresh = 0
         self.special: NDArray[np.int64] = np.zeros(3, np.int64)
         self.octave = 0
         self.minimum = float("inf")
         self.maximum = float("-inf")
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Counts of finite values by bucket, (2 * SIDE,) int64, the histogram's own.
+
+        Positive ones from zero upwards, then negative ones from zero downwards. Zeros of both signs are in the first.
+        Its memory is used only where values are.
+        """
+        if self._fresh is not None:
+            # Counting goes to half as wide numbers, of which twice as many stay in the processor's cache.
+            occupied = np.flatnonzero(self._fresh)
+            self._counts[occupied] += self._fresh[occupied]
+            self._fresh, self._n_fresh = None, 0
+            self._counts[0] += self._counts[SIDE]
+            self._counts[SIDE] = 0
+        return self._counts
+
+    def _room_for(self, n: int) -> NDArray[np.uint32]:
+        """Where to count ``n`` values so that no bucket overflows."""
+        if self._n_fresh + n > _MOST_FRESH:
+            _ = self.counts
+        if self._fresh is None:
+            self._fresh = np.zeros(2 * SIDE, np.uint32)
+        self._n_fresh += n
+        return self._fresh
+
     def add(self, values: NDArray[np.float32]) -> None:
         """Count all of ``values`` (any shape, float32). NaN and infinities are counted apart."""
+        self.add_rows(values, _ROW)
+
+    def add_rows(self, values: NDArray[np.float32], row: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Count all of ``values`` as `add` does, and find the extremes of rows on the way.
+
+        Args:
+            values: Any shape, float32, read as rows of C order.
+            row: Values of a row, at least 1; the last one may be shorter.
+
+        Returns:
+            Least and largest finite value of each row, (R,) each; infinity and minus infinity of a row without any.
+        """
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            chunk = flat[start : start + _CHUNK]
-            low, high = float(chunk.min()), float(chunk.max())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                self.special += [np.isnan(chunk).sum(), np.isneginf(chunk).sum(), np.isposinf(chunk).sum()]
-                chunk = chunk[np.isfinite(chunk)]
-                if chunk.size == 0:
-                    continue
-                low, high = float(chunk.min()), float(chunk.max())
+        rows = -(-flat.size // row)
+        lows, highs = np.empty(rows, np.int32), np.empty(rows, np.int32)  # the kernel fills them
+        done = 0
+        while done < rows:
+            rest = flat[done * row :].view(np.int32)
+            done += self._count(rest, row, self._room_for(rest.size), self.octave, lows[done:], highs[done:])
+            if done < rows:
+                finite = self._admit(flat[done * row : (done + 1) * row])
+                if finite is not None:  # counted alone, without what is not finite
+                    lows[done], highs[done] = _NONE_LOW, _NONE_HIGH
+                    if finite.size:
+                        one = slice(done, done + 1)
+                        room = self._room_for(finite.size)
+                        self._count(finite.view(np.int32), finite.size, room, self.octave, lows[one], highs[one])
+                    done += 1
+        least, largest = key_values(lows), key_values(highs)
+        least[lows == _NONE_LOW], largest[highs == _NONE_HIGH] = np.inf, -np.inf
+        if rows:
             # Plus zero: whether an extreme is 0.0 or -0.0 must not depend on which of them came first.
-            self.minimum, self.maximum = min(self.minimum, low) + 0.0, max(self.maximum, high) + 0.0
-            self.widen(_octave(max(-low, high)))
-            self._count(chunk.view(np.int32), self.counts, self.octave)
-        if self.counts[SIDE]:
-            self.counts[0] += self.counts[SIDE]
-            self.counts[SIDE] = 0
+            self.minimum = min(self.minimum, float(least.min())) + 0.0
+            self.maximum = max(self.maximum, float(largest.max())) + 0.0
+        return least, largest
+
+    def _admit(self, row: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Widen the fine octaves for a row; what is finite of it, if not all is."""
+        is_finite = np.isfinite(row)
+        finite = row[is_finite]
+        if finite.size:
+            self.widen(_octave(float(np.abs(finite).max())))
+        if finite.size == row.size:
+            return None
+        self.special += [np.isnan(row).sum(), np.isneginf(row).sum(), np.isposinf(row).sum()]
+        return finite
 
     def widen(self, octave: int) -> None:
         """Move the fine octaves upwards, to begin at ``octave``: those that drop out become coarse."""
@@ -92,7 +149,8 @@ class Histogram:
         if dropped <= 0:
             return
         folded = min(dropped, OCTAVES)
-        for side in (self.counts[:SIDE], self.counts[SIDE:]):
+        counts = self.counts
+        for side in (counts[:SIDE], counts[SIDE:]):
             first = self.octave * COARSE
             fine = side[first : first + OCTAVES * FINE]
             if not fine.any():  # leaves memory that was never used unused
@@ -111,7 +169,8 @@ class Histogram:
             other = other.copy()
             other.widen(self.octave)
         self.widen(other.octave)
-        self.counts += other.counts
+        counts = self.counts
+        counts += other.counts
         self.special += other.special
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
 

@@ -34,6 +34,8 @@ from quantlab.cli.console import Console
 )
 @merging.stability
 @options.target
+@options.kind
+@options.existing
 @click.option(
     "--batch-size", type=click.IntRange(1, 65536), default=1, show_default=True,
     help="Accepted for symmetry: calibration runs one sample at a time, so the result never depends on it.",
@@ -57,6 +59,8 @@ def command(
     percentile: float,
     stability: bool,
     target: str,
+    kind: str,
+    existing: str,
     batch_size: int,
     threads: int,
     seed: int,
@@ -78,11 +82,12 @@ def command(
     """
     merging.check_flags(merge, parts)
     if merge or data is None:
-        return merging.run_merge(parts, model, method, target, threads, out, force, console)
+        return merging.run_merge(parts, model, method, target, kind, existing, threads, out, force, console)
     from quantlab.documents import dump_json
     from quantlab.engines.observation import observe
+    from quantlab.graph.existing import check_existing
     from quantlab.memory import return_large_blocks
-    from quantlab.workflow.build import target_for
+    from quantlab.workflow.build import existing_policy, quantization_kind, target_for
     from quantlab.workflow.calibrate import (
         CalibrateSettings,
         calibrate,
@@ -95,18 +100,20 @@ def command(
     from quantlab.workflow.stability import GroupedObservation, add_stability
 
     del batch_size
-    profile = target_for(target)
+    profile, wanted, policy = target_for(target), quantization_kind(kind), existing_policy(existing)
+    profile.limits(wanted)
     settings = CalibrateSettings(method, percentile, thread_count(threads), profile, minmax_only)
     return_large_blocks()
     prepared = open_model(find_model(model, Path()), parse_shapes(shapes), console)
     request = DataRequest(data, labels, limit, seed, settings.threads, preprocess)
+    check_existing(prepared.model, policy)
     check_overwrite(out, prepared, force=force)
     dataset, resolved = open_data(prepared.model, request, console)
     grouped = GroupedObservation(seed) if stability else None
     table, histograms = calibrate(
         prepared, dataset, resolved, settings, console, grouped.observe if grouped is not None else observe
     )
-    files = write_calibration(out, prepared, table, histograms, profile)
+    files = write_calibration(out, prepared, table, histograms, profile, kind=wanted, existing=policy)
     for degradation in table.degradations:
         console.warn(degradation)
     text, document = summary_text(table, files, console.style), summary_document(table, files)

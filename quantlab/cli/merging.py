@@ -61,6 +61,8 @@ def run_merge(
     model: Path | None,
     method: str,
     target: str,
+    kind: str,
+    existing: str,
     threads: int,
     out: Path,
     force: bool,
@@ -68,17 +70,20 @@ def run_merge(
 ) -> None:
     """Merge, write the files of a calibration, and show the result."""
     from quantlab.documents import dump_json
-    from quantlab.workflow.build import target_for
+    from quantlab.workflow.build import existing_policy, quantization_kind, target_for
     from quantlab.workflow.calibrate import check_overwrite, summary_document, summary_text, write_calibration
     from quantlab.workflow.merge import check_output, merge_calibrations
     from quantlab.workflow.sources import find_model, thread_count
 
-    profile = target_for(target)
+    profile, wanted, policy = target_for(target), quantization_kind(kind), existing_policy(existing)
+    profile.limits(wanted)
     check_output(out, given)
     requested = method if stated("method") else None
     merged = merge_calibrations(given, find_model(model, Path()), requested, thread_count(threads), console)
     check_overwrite(out, merged.prepared, force=force)
-    files = write_calibration(out, merged.prepared, merged.table, merged.histograms, profile)
+    files = write_calibration(
+        out, merged.prepared, merged.table, merged.histograms, profile, kind=wanted, existing=policy
+    )
     for degradation in merged.table.degradations:
         console.warn(degradation)
     console.result(summary_text(merged.table, files, console.style), dump_json(summary_document(merged.table, files)))

@@ -175,11 +175,14 @@ class _Counter:
             with self.locks[name]:
                 histogram = self.histograms[name]
                 before = histogram.non_finite
-                histogram.add(value)
+                channels = self.channels.get(name)
+                if channels is None or not value.size:
+                    histogram.add(value)
+                else:  # a row is a channel, so that its extremes come with counting
+                    row = value.size // (value.shape[0] * value.shape[1])
+                    channels.add_rows(*histogram.add_rows(value, row), value.shape)
                 if histogram.non_finite > before:
                     self._note_non_finite(name, value, group)
-                if name in self.channels:
-                    self.channels[name].add(value)
                 if value.size == 0:
                     self.absent[name] = self.absent.get(name, 0) + len(group)
 

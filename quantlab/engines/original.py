@@ -25,7 +25,7 @@ from quantlab.progress import Narrator
 TOLERANCE = 1e-3
 """Largest difference, relative to the tensor's largest magnitude, that folding of weights may make on one sample."""
 
-_TOGETHER = 32
+_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)

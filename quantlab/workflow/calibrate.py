@@ -27,12 +27,13 @@ from quantlab.engines.original import observe_original
 from quantlab.engines.selection import choose_auto
 from quantlab.errors import CalibrationError, ConfigError, OutputError
 from quantlab.files import check_folder, remove_file, write_text
+from quantlab.graph.checks import has_qdq
 from quantlab.graph.folded import plan_original
 from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import load_model, save_model
 from quantlab.graph.prepare import Prepared
-from quantlab.graph.qdq import check_quantized, quantize_model
-from quantlab.graph.targets import TENSORRT, TargetProfile
+from quantlab.graph.qdq import ExistingPolicy, check_quantized, quantize_model
+from quantlab.graph.targets import TENSORRT, QuantizationKind, TargetProfile
 from quantlab.memory import release_memory
 from quantlab.progress import Narrator
 from quantlab.records import to_plain
@@ -150,6 +151,12 @@ def calibrate(
         CalibrationError: If the model fails on a sample, a tensor has no finite value, or method ``auto`` cannot tell.
         DataError: If no sample can be read.
     """
+    if settings.method == AUTO and has_qdq(prepared.model.proto):
+        raise ConfigError(
+            "method auto cannot choose ranges for a model that already holds QuantizeLinear or DequantizeLinear nodes",
+            expected=", ".join(METHOD_NAMES),
+            hint="name a method",
+        )
     if settings.minmax_only:
         histograms: dict[str, Histogram] = {}
         tensors, odd = _extremes(prepared, dataset, settings, narrator)
@@ -270,17 +277,30 @@ def write_calibration(
     table: CalibrationTable,
     histograms: Mapping[str, Histogram],
     target: TargetProfile,
+    *,
+    kind: QuantizationKind = QuantizationKind.INT8,
+    existing: ExistingPolicy = ExistingPolicy.REFUSE,
 ) -> CalibrationFiles:
     """Write table, histograms, TensorRT cache and Q/DQ model; the table last, so that it vouches for the rest.
+
+    Args:
+        folder: Where to.
+        prepared: The model.
+        table: Its ranges.
+        histograms: What they were made from; none if only minima and maxima were taken.
+        target: Rules of the Q/DQ model.
+        kind: Which operands of it become 8-bit numbers.
+        existing: What to do with Q/DQ pairs that the model already holds.
 
     Raises:
         OutputError: If a file cannot be written.
         EngineBuildError: If no layer can be quantized.
-        ModelError: If the model already holds Q/DQ nodes.
+        ConfigError: If the target does not have the kind.
+        ModelError: If the model already holds Q/DQ nodes, and they are to be refused or the target cannot take them.
     """
     name = prepared.model.name
     files = CalibrationFiles.of(folder, name)
-    quantized = quantize_model(prepared.model, table, target)
+    quantized = quantize_model(prepared.model, table, target, kind=kind, existing=existing)
     check_quantized(quantized.proto)
     has_cache = all(table.method in entry.ranges[INT8_SYMMETRIC.name] for entry in table.tensors)
     cache = CalibrationCache.from_table(table) if has_cache else None

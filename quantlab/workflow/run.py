@@ -139,7 +139,9 @@ class _Chain:
 
         def action() -> Iterable[Path]:
             table, histograms = calibrate(prepared, dataset, resolved, settings, self.narrator)
-            return write_calibration(files.table.parent, prepared, table, histograms, self.target).all()
+            return write_calibration(
+                files.table.parent, prepared, table, histograms, self.target, existing=self.recipe.build.existing
+            ).all()
 
         inputs = {
             "model": prepared.model.sha256,  # provenance names the file, and files may differ that prepare alike
@@ -149,6 +151,7 @@ class _Chain:
             "method": settings.method,
             "percentile": settings.percentile,
             "target": self.target.name,
+            "existing": self.recipe.build.existing.value,
             "onnxruntime": version("onnxruntime"),
         }
         self.steps.run("calibrate", inputs, action)

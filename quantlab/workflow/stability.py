@@ -17,7 +17,7 @@ from quantlab.engines.observation import Observation, observe
 from quantlab.errors import ConfigError, DataError
 from quantlab.files import write_text
 from quantlab.graph.prepare import Prepared
-from quantlab.graph.qdq import quantize_model
+from quantlab.graph.qdq import ExistingPolicy, quantize_model
 from quantlab.graph.targets import TargetProfile
 from quantlab.progress import Narrator
 from quantlab.reports import Style, render
@@ -119,7 +119,7 @@ class GroupedObservation:
             CalibrationError: If the table is not that of the groups.
             EngineBuildError: If no layer can be quantized.
         """
-        used = quantize_model(prepared.model, table, target).tensors
+        used = quantize_model(prepared.model, table, target, existing=ExistingPolicy.COMPLETE).tensors
         narrator.say(f"stability: {len(used)} ranges from subsets of {len(self.groups)} groups of images")
         with ThreadPoolExecutor(threads) as pool:
             return measure_stability(self.groups, table, target.activation, self.seed, used, pool.map)

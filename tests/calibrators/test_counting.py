@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
+import quantlab.calibrators.histogram as module
 from quantlab.calibrators import Histogram
 from quantlab.calibrators.counting import (
     COARSE,
@@ -21,10 +22,10 @@ from quantlab.calibrators.counting import (
     compiled_kernel,
     count_numpy,
     kernel_for,
+    key_values,
 )
 
 FLOATS = arrays.arrays(np.float32, st.integers(0, 200), elements=st.floats(width=32))
-FINITE = arrays.arrays(np.float32, st.integers(0, 200), elements=st.floats(width=32, allow_nan=False))
 BOUNDS = st.floats(width=32, allow_nan=False)
 
 
@@ -38,24 +39,29 @@ def bucket_of(bits: int, octave: int) -> int:
     return bucket + SIDE * (bits >> 31)
 
 
-@given(values=FINITE, octave=st.integers(0, 255 - OCTAVES))
-def test_kernels_count_alike(values: np.ndarray, octave: int) -> None:
-    """Every value up to the highest fine octave, in the bucket of its definition."""
-    values = values[values.view(np.uint32) & 0x7FFFFFFF < (octave + OCTAVES) << 23]
-    expected = np.zeros(2 * SIDE, np.int64)
-    for bits in values.view(np.uint32).tolist():
+@given(values=FLOATS, octave=st.integers(0, 255 - OCTAVES), row=st.integers(1, 70))
+def test_kernels_count_alike(values: np.ndarray, octave: int, row: int) -> None:
+    """Rows up to the first with a value beyond the fine octaves, each value in the bucket of its definition."""
+    starts = range(0, values.size, row)
+    rows = [values[start : start + row] for start in starts]
+    beyond = [bool((part.view(np.uint32) & 0x7FFFFFFF >= (octave + OCTAVES) << 23).any()) for part in rows]
+    whole = beyond.index(True) if any(beyond) else len(rows)
+    expected = np.zeros(2 * SIDE, np.uint32)
+    for bits in values[: whole * row].view(np.uint32).tolist():
         expected[bucket_of(bits, octave)] += 1
     for kernel in (count_numpy, compiled_kernel() or count_numpy):
-        got = np.zeros(2 * SIDE, np.int64)
-        kernel(values.view(np.int32), got, octave)
+        got, lows, highs = np.zeros(2 * SIDE, np.uint32), np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
+        assert kernel(values.view(np.int32), row, got, octave, lows, highs) == whole
         assert_array_equal(got, expected)
+        assert_array_equal(key_values(lows)[:whole], [part.min() for part in rows[:whole]])
+        assert_array_equal(key_values(highs)[:whole], [part.max() for part in rows[:whole]])
 
 
 def test_the_highest_bucket_is_the_last_of_its_side() -> None:
     largest = np.float32([np.finfo(np.float32).max])
     assert bucket_of(int(largest.view(np.uint32)[0]), 255 - OCTAVES) == SIDE - 1
-    counts = np.zeros(2 * SIDE, np.int64)
-    count_numpy(np.concatenate([largest, -largest]).view(np.int32), counts, 255 - OCTAVES)
+    counts, ends = np.zeros(2 * SIDE, np.uint32), np.zeros(1, np.int32)
+    count_numpy(np.concatenate([largest, -largest]).view(np.int32), 2, counts, 255 - OCTAVES, ends, ends.copy())
     assert np.flatnonzero(counts).tolist() == [SIDE - 1, 2 * SIDE - 1]
 
 
@@ -104,3 +110,31 @@ def test_clipping_that_keeps_the_largest_magnitude_loses_no_resolution() -> None
     whole.add(values)
     direct.add(np.maximum(values, 0))
     assert whole.clipped(0.0, math.inf).octave == direct.octave
+
+
+@given(values=FLOATS, row=st.integers(1, 50))
+def test_extremes_of_rows(values: np.ndarray, row: int) -> None:
+    """NaN and infinities are left out; a row without anything else has the extremes of nothing."""
+    for kernel in (count_numpy, compiled_kernel() or count_numpy):
+        histogram, plain = Histogram(kernel), Histogram(kernel)
+        lows, highs = histogram.add_rows(values, row)
+        plain.add(values)
+        for i, start in enumerate(range(0, values.size, row)):
+            part = values[start : start + row]
+            finite = part[np.isfinite(part)]
+            assert lows[i] == finite.min(initial=np.float32(np.inf))
+            assert highs[i] == finite.max(initial=np.float32(-np.inf))
+        assert_array_equal(histogram.counts, plain.counts)
+        assert_array_equal(histogram.special, plain.special)
+        assert (histogram.minimum, histogram.maximum) == (plain.minimum, plain.maximum)
+
+
+def test_counts_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow counts are carried over before one could overflow."""
+    monkeypatch.setattr(module, "_MOST_FRESH", 10)
+    histogram = Histogram()
+    for _ in range(7):
+        histogram.add(np.float32([1.0, -2.0, 0.0, -0.0]))
+        assert histogram._fresh is not None
+        assert int(histogram._fresh.sum()) <= 10
+    assert (histogram.total, histogram.counts[0]) == (28, 14)

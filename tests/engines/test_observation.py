@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 import quantlab.engines.observation as observation
 from quantlab.calibrators import Histogram
-from quantlab.calibrators.counting import count_numpy
+from quantlab.calibrators.counting import Keys, count_numpy
 from quantlab.datasets import Sample
 from quantlab.engines.observation import Observation, derived_tensors, observe, observed_tensors
 from quantlab.errors import CalibrationError
@@ -101,11 +101,14 @@ class TestDeterminism:
 def test_workers_do_not_count_over_each_other(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that lets the other threads in between reading and writing, as a compiled one may."""
 
-    def interruptible(bits: NDArray[np.int32], counts: NDArray[np.int64], octave: int) -> None:
+    def interruptible(
+        bits: NDArray[np.int32], row: int, counts: NDArray[np.uint32], octave: int, lows: Keys, highs: Keys
+    ) -> int:
         fresh = counts.copy()
-        count_numpy(bits, fresh, octave)
+        rows = count_numpy(bits, row, fresh, octave, lows, highs)
         time.sleep(0.001)
         counts[:] = fresh
+        return rows
 
     expected = run(prepared, samples(12))
     monkeypatch.setattr(observation, "kernel_for", lambda values: interruptible)
