@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from quantlab.calibrators.extremes import ChannelExtremes, Extremes
 from quantlab.calibrators.histogram import Histogram
 from quantlab.datasets.protocol import Dataset, Sample
-from quantlab.degradation import Degradation, DegradationCode
 from quantlab.engines.observation import Observation, observe
 from quantlab.errors import CalibrationError
 from quantlab.graph.folded import OriginalPlan
@@ -25,7 +24,7 @@ from quantlab.progress import Narrator
 TOLERANCE = 1e-3
 """Largest difference, relative to the tensor's largest magnitude, that folding of weights may make on one sample."""
 
-_TOGETHER = 64
+_TOGETHER = 72
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +37,12 @@ class OriginalObservation:
         extremes: Minimum and maximum by name, of tensors before a folded batch normalization.
         stored: The same of stored operands; their totals are 0, for they were not observed.
         observed: Names that the second pass counted.
-        degradations: Tensors of the prepared graph that hold other values in the original one.
     """
 
     histograms: Observation
     extremes: Mapping[str, Extremes]
     stored: Mapping[str, Extremes]
     observed: tuple[str, ...]
-    degradations: tuple[Degradation, ...]
 
 
 def observe_original(
@@ -76,7 +73,7 @@ def observe_original(
         DataError: From the data set.
     """
     runnable = runnable_original(prepared, original)
-    differing, zeros = _differing(prepared, runnable, plan, observation, next(iter(dataset)))
+    differing, zeros = _differing(prepared, runnable, plan, next(iter(dataset)))
     found = Observation()
     for name, source in plan.aliases.items():
         if name not in differing:
@@ -90,9 +87,7 @@ def observe_original(
         for name, norm in plan.norms.items()
         if name not in differing
     }
-    missing = [name for name in float_activations(original.proto) if name in {*plan.missing, *differing}]
-    survivors = [name for name in missing if name in observation]  # the table keeps those of the prepared graph
-    wanted = [name for name in missing if name not in observation]
+    wanted = [name for name in float_activations(original.proto) if name in {*plan.missing, *differing}]
     if wanted:
         narrator.say(f"tensors of the model file that preparation folded away: {len(wanted)}; one more pass for them")
         second = observe(runnable, dataset, wanted, threads, narrator)
@@ -103,11 +98,7 @@ def observe_original(
         for name, value in constant_operands(original).items()
         if name not in observation and value.size and np.isfinite(value).all()
     }
-    degradations = []
-    if survivors:
-        message = "tensors hold other values in the prepared graph than in the model file; the cache has the former"
-        degradations.append(Degradation.of(DegradationCode.UNMATCHED_RANGES, message, survivors))
-    return OriginalObservation(found, extremes, stored, tuple(wanted), tuple(degradations))
+    return OriginalObservation(found, extremes, stored, tuple(wanted))
 
 
 def _share(observation: Observation, source: str, found: Observation, name: str) -> None:
@@ -129,27 +120,25 @@ def _with_zeros(histogram: Histogram, values: int, zeros: int) -> Histogram:
 
 
 def _differing(
-    prepared: Prepared, runnable: Prepared, plan: OriginalPlan, known: Collection[str], sample: Sample
+    prepared: Prepared, runnable: Prepared, plan: OriginalPlan, sample: Sample
 ) -> tuple[set[str], dict[str, tuple[int, int]]]:
     """Compare both graphs on one sample.
 
     Returns:
-        The names of the original graph whose values are not those that the plan and the prepared graph give; and for
+        The names whose values in the original graph are not those that the plan derives from the prepared one; and for
         each padding the values of one call before it and the zeros that it added to them.
     """
     feed = {name: np.repeat(value[None], prepared.fixed_batch or 1, axis=0) for name, value in sample.inputs.items()}
-    names = [name for name in float_activations(runnable.model.proto) if name in known]
-    sources = [*names, *plan.aliases.values(), *plan.pads.values(), *plan.channelwise]
+    sources = [*plan.aliases.values(), *plan.pads.values(), *sorted(plan.channelwise)]
     ours, channels = {}, {}
     for name, value in _each(prepared, sources, feed):
         ours[name] = _Summary.of(value)
         if name in plan.channelwise:
             channels[name] = ChannelExtremes()
             channels[name].add(np.asarray(value, np.float32))
-    pairs = dict.fromkeys(names, "") | dict(plan.aliases)
     differing: set[str] = set()
     zeros: dict[str, tuple[int, int]] = {}
-    for name, value in _each(runnable, [*names, *plan.aliases, *plan.norms, *plan.pads], feed):
+    for name, value in _each(runnable, [*plan.aliases, *plan.norms, *plan.pads], feed):
         if name in plan.norms:
             norm = plan.norms[name]
             told = channels[norm.source].before(norm.factor, norm.shift)
@@ -160,7 +149,7 @@ def _differing(
             zeros[name] = (source.size, value.size - source.size)
             alike = source.size > 0 and _Summary.of(value).like(source.with_zeros(value.size - source.size))
         else:
-            alike = _Summary.of(value).like(ours[pairs[name] or name])
+            alike = _Summary.of(value).like(ours[plan.aliases[name]])
         if not alike:
             differing.add(name)
     return differing, zeros

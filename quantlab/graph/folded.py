@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import Model
@@ -79,7 +80,11 @@ def plan_original(prepared: Prepared, original: Model, known: Collection[str]) -
                 norms[node.input[0]] = norm
         elif node.op_type == "Pad" and node.output[0] in wanted:
             source = tensors.aliases.get(node.input[0], node.input[0])
-            if source in known and _adds_a_constant(node, index) and _size_is_fixed(kept.shape(source)):
+            if (
+                source in known
+                and _adds_a_constant(node, index, original.data_folder)
+                and _size_is_fixed(kept.shape(source))
+            ):
                 pads[node.output[0]] = source
     missing = tuple(name for name in tensors.missing if name not in norms and name not in pads)
     return OriginalPlan(tensors.aliases, norms, pads, missing)
@@ -89,12 +94,10 @@ def _folded_norm(node: NodeProto, index: GraphIndex, original: Model) -> FoldedN
     """The normalization's factors, if they are stored and it is not in training mode."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     training = "training_mode" in attributes and attributes["training_mode"].i
-    stored = [_stored(name, index) for name in node.input[1:5]]
-    if training or any(tensor is None for tensor in stored):
+    found = [_constant(name, index, original.data_folder) for name in node.input[1:5]]
+    if training or any(value is None for value in found):
         return None
-    scale, offset, mean, variance = (
-        np.asarray(read_tensor(tensor, original.data_folder), np.float64) for tensor in stored if tensor is not None
-    )
+    scale, offset, mean, variance = (np.asarray(value, np.float64) for value in found)
     epsilon = attributes["epsilon"].f if "epsilon" in attributes else 1e-5
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = scale / np.sqrt(variance + epsilon)
@@ -103,24 +106,30 @@ def _folded_norm(node: NodeProto, index: GraphIndex, original: Model) -> FoldedN
     return FoldedNorm(node.output[0], factor, offset - mean * factor)
 
 
-def _adds_a_constant(node: NodeProto, index: GraphIndex) -> bool:
+def _adds_a_constant(node: NodeProto, index: GraphIndex, folder: Path | None) -> bool:
     """Whether a padding adds the same value to every sample."""
     mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
     value = node.input[2] if len(node.input) > 2 else ""
-    return bool(mode == b"constant" and (not value or _stored(value, index) is not None))
+    return bool(mode == b"constant" and (not value or _constant(value, index, folder) is not None))
 
 
-def _stored(name: str, index: GraphIndex) -> TensorProto | None:
-    """The constant of that name: stored, made by a ``Constant`` node, or an ``Identity`` of such."""
-    while name not in index.initializers:
-        node = index.producer.get(name)
-        if node is not None and node.op_type == "Identity":
-            name = node.input[0]
-        elif node is not None and node.op_type == "Constant":
-            return next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-        else:
-            return None
-    return index.initializers[name]
+def _constant(name: str, index: GraphIndex, folder: Path | None) -> NDArray[np.generic] | None:
+    """The constant of that name: stored, made by a ``Constant`` or ``ConstantOfShape`` node, or a copy of such."""
+    tensor, node = index.initializers.get(name), index.producer.get(name)
+    if tensor is not None:
+        return np.asarray(read_tensor(tensor, folder))
+    if node is None:
+        return None
+    value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+    if node.op_type == "Identity":
+        return _constant(node.input[0], index, folder)
+    if node.op_type == "Constant" and value is not None:
+        return np.asarray(read_tensor(value, folder))
+    if node.op_type == "ConstantOfShape":
+        shape = _constant(node.input[0], index, folder)
+        fill = read_tensor(value, folder).reshape(-1)[0] if value is not None else np.float32(0)
+        return None if shape is None else np.full(tuple(int(dim) for dim in shape), fill)
+    return None
 
 
 def _size_is_fixed(shape: tuple[int | str | None, ...] | None) -> bool:

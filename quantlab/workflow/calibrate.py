@@ -201,7 +201,6 @@ def _ranges(
         observation.update(found.histograms)
         observation.note(found.histograms)
         extremes = {**found.extremes, **found.stored}
-        odd += found.degradations
         release_memory()
     never = [name for name in sorted(observation) if observation[name].empty]
     odd += [absent_everywhere(never)] if never else []
