@@ -203,8 +203,8 @@ def broken_samples(value: FloatArray, group: Sequence[Sample]) -> list[str]:
     """Ids of the samples of a group whose part of a value that is not finite everywhere is not."""
     ids = [sample.id for sample in group]
     if len(group) > 1 and value.ndim and value.shape[0] == len(group):
-        broken = ~np.isfinite(value.reshape(len(group), -1)).all(axis=1)
-        ids = [sample_id for sample_id, is_broken in zip(ids, broken, strict=True) if is_broken]
+        rows = zip(ids, value.reshape(len(group), -1), strict=True)
+        ids = [sample_id for sample_id, row in rows if not np.isfinite(row).all()]
     return ids
 
 
@@ -323,7 +323,7 @@ class _Bound:
         self.session = session
         self.shapes = {name: value.shape for name, value in feed.items()}
         self.inputs = {name: np.array(value, order="C") for name, value in feed.items()}
-        self.outputs = {name: np.require(value, requirements="CW") for name, value in outputs.items()}
+        self.outputs = {name: np.require(value, requirements=("C", "W")) for name, value in outputs.items()}
         self.binding = session.io_binding()
         for name, value in self.inputs.items():
             self.binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)

@@ -166,7 +166,7 @@ def _noise(
     result = np.full((size, len(references)), np.inf)
     for i, (value, expected) in enumerate(zip(values, references, strict=True)):
         if value.shape == expected.shape:
-            result[:, i] = ((value - expected) ** 2).reshape(size, -1).sum(axis=1)
+            result[:, i] = ((np.asarray(value, np.float64) - expected) ** 2).reshape(size, -1).sum(axis=1)
     return np.where(np.isfinite(result), result, np.inf)
 
 
