@@ -35,12 +35,12 @@ def command(
     out: Path,
     console: Console,
 ) -> None:
-    r"""Build engine variants, each with a sidecar that says what was requested and what was proved.
+    """Build engine variants, each with a sidecar that says what was requested and what was proved.
 
     \b
     Example:
       quantlab build --model net.onnx --table calibration/calibration.json --precisions fp32,fp16,int8
-    """
+    """  # noqa: D301
     from quantlab.calibrators import CalibrationTable
     from quantlab.documents import dump_json
     from quantlab.engines.variant import Variant

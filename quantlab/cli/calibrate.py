@@ -68,7 +68,7 @@ def command(
     force: bool,
     console: Console,
 ) -> None:
-    r"""Run images through an FP32 model once, and compute the ranges of every method.
+    """Run images through an FP32 model once, and compute the ranges of every method.
 
     Writes calibration.json (all methods' ranges with provenance), <model>.qdq.onnx (Q/DQ model for TensorRT 11,
     TensorRT-RTX and ONNX Runtime), <model>.calib (TensorRT <= 10 calibration cache) and histograms.npz. With --merge,
@@ -79,7 +79,7 @@ def command(
       quantlab calibrate --data imgs/
       quantlab calibrate --model net.onnx --data imgs/ --preprocess imagenet --limit 512 -o out/
       quantlab calibrate --merge one/ two/ -o whole/
-    """
+    """  # noqa: D301
     merging.check_flags(merge, parts)
     if merge or data is None:
         return merging.run_merge(parts, model, method, target, kind, existing, threads, out, force, console)

@@ -47,12 +47,12 @@ def command(
     out: Path,
     console: Console,
 ) -> None:
-    r"""Compare ENGINES (files, or a folder that quantlab build wrote; default: engines/) with the FP32 one.
+    """Compare ENGINES (files, or a folder that quantlab build wrote; default: engines/) with the FP32 one.
 
     \b
     Example:
       quantlab compare engines/ --data val/ -o comparison/
-    """
+    """  # noqa: D301
     from quantlab.files import check_folder
     from quantlab.harness.compare import CompareSettings
     from quantlab.reports import render

@@ -11,12 +11,12 @@ from quantlab.cli.console import echo
 @click.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
-    r"""Print the completion script of SHELL.
+    """Print the completion script of SHELL.
 
     \b
     Example, for bash:
       quantlab completion bash >> ~/.bashrc
-    """
+    """  # noqa: D301
     from quantlab.cli.main import group
 
     kind = get_completion_class(shell)

@@ -43,7 +43,7 @@ def command(
     force: bool,
     console: Console,
 ) -> None:
-    r"""Turn the ranges in FILE into another form, and say which tensors of --model they fit.
+    """Turn the ranges in FILE into another form, and say which tensors of --model they fit.
 
     FILE is a TensorRT calibration cache, a calibration.json, a Q/DQ model with symmetric INT8 activations, or a table
     of ONNX Runtime's TensorRT provider; so is what is written. A cache gets a provenance file beside it.
@@ -53,7 +53,7 @@ def command(
       quantlab convert-cache net.calib --model net.onnx -o net.qdq.onnx     TensorRT 10 to 11
       quantlab convert-cache net.qdq.onnx -o net.calib --tensorrt 8.6.1     and back
       quantlab convert-cache calibration.json --method entropy -o net.flatbuffers
-    """
+    """  # noqa: D301
     from quantlab.calibrators.tensorrt_cache import Algorithm
     from quantlab.workflow.build import target_for
     from quantlab.workflow.convert import ConvertSettings, conversion_document, conversion_text, convert_ranges

@@ -24,13 +24,13 @@ class _DefaultGroup(click.Group):
 
 @click.group(cls=_DefaultGroup, short_help="Comparison and policy to a verdict.")
 def command() -> None:
-    r"""Judge a comparison by a policy; the exit code is the verdict.
+    """Judge a comparison by a policy; the exit code is the verdict.
 
     \b
     Examples:
       quantlab gate comparison/ --policy policy.toml
       quantlab gate plan --margin 0.5pp --discordance 2%
-    """
+    """  # noqa: D301
 
 
 @command.command(name=_DEFAULT, short_help="Judge a comparison (may be left out).")

@@ -63,6 +63,14 @@ def test_command_help(words: str, flag: str) -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS)
+def test_examples_keep_their_lines(words: str) -> None:
+    output = _invoke(*words.split(), "--help").output
+    assert "\\b" not in output  # click's mark must be the character, not its escape
+    examples = [line for line in output.splitlines() if "quantlab " in line and not line.startswith("Usage")]
+    assert all(line.count("quantlab ") == 1 for line in examples if line.startswith("    quantlab "))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
 def test_every_flag_is_explained(words: str) -> None:
     for parameter in COMMANDS[words].params:
         if isinstance(parameter, click.Option):
