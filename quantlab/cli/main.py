@@ -135,23 +135,44 @@ def _run(args: list[str], state: State) -> int:
         error.show()
         return ExitCode.USAGE
     except (KeyboardInterrupt, click.Abort):
-        message = "interrupted: finished steps and whole files are kept, nothing is half-written"
-        if state.json:
-            _print_error("KeyboardInterrupt", message, ExitCode.INTERRUPTED)
-        echo(f"\n{message}", err=True)
-        return ExitCode.INTERRUPTED
+        return _interrupted(state)
     except QuantlabError as error:
-        return _fail(error, state)
+        return _interrupted(state) if _from_interrupt(error) else _fail(error, state)
     except MemoryError as error:
         hint = "use fewer threads, a smaller --batch-size or smaller --shapes, or a machine with more memory"
         return _fail(QuantlabError("there is not enough memory", got=str(error) or None, hint=hint), state)
     except Exception as error:
+        if _from_interrupt(error):
+            return _interrupted(state)
         if state.json:
             _print_error(type(error).__name__, str(error), ExitCode.INTERNAL)
         traceback.print_exc()
         echo("internal error: this is a fault of quantlab, not yours; please report the lines above", err=True)
         return ExitCode.INTERNAL
     return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _from_interrupt(error: BaseException) -> bool:
+    """Whether an error came of an interruption.
+
+    An interruption that hits a lock of the standard library in the middle ends there in a RuntimeError of its own.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _interrupted(state: State) -> ExitCode:
+    message = "interrupted: finished steps and whole files are kept, nothing is half-written"
+    if state.json:
+        _print_error("KeyboardInterrupt", message, ExitCode.INTERRUPTED)
+    echo(f"\n{message}", err=True)
+    return ExitCode.INTERRUPTED
 
 
 def _fail(error: QuantlabError, state: State) -> ExitCode:

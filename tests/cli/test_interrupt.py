@@ -11,6 +11,9 @@ import sys
 import pytest
 from cli_bench import Bench, tree
 
+from quantlab.cli.main import group, main
+from quantlab.errors import CalibrationError, ExitCode
+
 SLOW_DATA = '''
 import time
 import numpy as np
@@ -142,3 +145,22 @@ def test_interrupted_demo_leaves_no_half_set(bench: Bench) -> None:
         {},
         {"calibration": 512},
     )
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, CalibrationError])
+def test_an_interruption_that_ends_in_another_error(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the signal hits a lock of the standard library, whose cleaning up then fails."""
+
+    def interrupted(**_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise kind("cannot release un-acquired lock")
+
+    monkeypatch.setattr(group, "main", lambda *_, **__: interrupted())
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor"])
+    assert caught.value.code == ExitCode.INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
