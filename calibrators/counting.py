@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.memory import release_memory
+
 OCTAVES = 6
 """Octaves with fine buckets: that of the largest magnitude and those below it."""
 
@@ -252,6 +254,7 @@ def _compiled(source: str) -> Any:
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
+    release_memory()  # the compiler needs more than what it makes
     return engine
 
 

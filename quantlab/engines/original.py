@@ -24,7 +24,7 @@ from quantlab.progress import Narrator
 TOLERANCE = 1e-3
 """Largest difference, relative to the tensor's largest magnitude, that folding of weights may make on one sample."""
 
-_TOGETHER = 72
+_TOGETHER = 40
 
 
 @dataclass(frozen=True, slots=True)
