@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.degradation import Degradation, DegradationCode, merge_degradations
+from quantlab.degradation import Degradation
+from quantlab.engines.artifact import Made, quantized_graph, vouch
 from quantlab.engines.kernels import integer_kernels, session_config, session_options
 from quantlab.engines.protocol import Arrays
-from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
+from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
 from quantlab.engines.variant import Variant, variant_name
-from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, MeasurementError
-from quantlab.files import remove_file, sha256_file
+from quantlab.errors import BackendUnavailable, EngineBuildError, MeasurementError
+from quantlab.files import remove_file
 from quantlab.graph.half import to_half
 from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import load_model, open_session, save_model
 from quantlab.graph.proof import Proof, prove
-from quantlab.graph.qdq import Quantized, check_quantized, quantize_model
+from quantlab.graph.qdq import Quantized
 from quantlab.graph.tf32 import to_tf32
 from quantlab.precision import Execution, Precision
 
@@ -57,9 +58,9 @@ class OnnxRuntimeBuilder:
         if reason is not None:
             raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
         source = variant.prepared.model
-        made = _graph(variant)
-        proto = with_preprocess(made.proto, variant.table)
-        name = variant_name(NAME, variant.precision, variant.method, len(made.excluded))
+        graph = variant_graph(variant)
+        proto = with_preprocess(graph.proto, variant.table)
+        name = variant_name(NAME, variant.precision, variant.method, len(graph.excluded))
         path = folder / f"{name}.onnx"
         remove_file(sidecar_path(path))
         files = save_model(proto, path, source)
@@ -67,41 +68,18 @@ class OnnxRuntimeBuilder:
         proof = prove(source.with_proto(proto))
         size_bytes = sum(file.stat().st_size for file in files)
         execution, note = _execution(variant.precision, path, size_bytes, proof)
-        table = variant.table if variant.calibrated else None
-        degradations = [*variant.prepared.degradations, *made.degradations, *(table.degradations if table else ())]
-        if proof.precision is not variant.precision:
-            message = f"{name}: requested {variant.precision}, proved {proof.precision}: {proof.text}"
-            degradations.append(Degradation(DegradationCode.PRECISION_NOT_PROVED, message))
-        write_sidecar(
-            path,
-            Sidecar(
-                name=name,
-                file=path.name,
-                sha256=sha256_file(path),
-                size_bytes=size_bytes,
-                backend=NAME,
-                requested=variant.precision,
-                proved=proof.precision,
-                proof="; ".join(part for part in (proof.text, note) if part),
-                execution=execution,
-                target=variant.target.name if variant.quantized else None,
-                method=variant.method,
-                excluded=made.excluded,
-                model=source.path.name if source.path else source.name,
-                model_sha256=source.sha256,
-                graph_sha256=variant.prepared.graph_sha256,
-                table_sha256=table.sha256 if table else None,
-                calibration_samples=table.provenance.samples if table else (),
-                preprocess_sha256=table.provenance.preprocess_sha256 if table else None,
-                shapes=variant.prepared.shapes,
-                fixed_batch=variant.prepared.fixed_batch,
-                environment={"onnxruntime": version("onnxruntime"), "onnx": version("onnx"), "numpy": version("numpy")},
-                degradations=merge_degradations(degradations),
-                skipped=made.skipped,
-                kept=made.kept,
-                session=session_options(proto, variant.precision),
-            ),
+        made = Made(
+            name=name,
+            path=path,
+            size_bytes=size_bytes,
+            graph=graph,
+            proved=proof.precision,
+            proof="; ".join(part for part in (proof.text, note) if part),
+            execution=execution,
+            environment={"onnxruntime": version("onnxruntime"), "onnx": version("onnx"), "numpy": version("numpy")},
+            session=session_options(proto, variant.precision),
         )
+        vouch(variant, made)
         return path
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeEngine:
@@ -143,19 +121,17 @@ class OnnxRuntimeEngine:
         return {name: value[:n] if value.shape[:1] == (full,) else value for name, value in named}
 
 
-def _graph(variant: Variant) -> Quantized:
-    """The graph of a variant; one that is not quantized has no layers in its account."""
+def variant_graph(variant: Variant) -> Quantized:
+    """The graph of a variant, emulated where ONNX Runtime's CPU kernels do not have the precision.
+
+    One that is not quantized has no layers in its account.
+
+    Raises:
+        QuantlabError: As `quantized_graph`, `to_tf32` and `to_half` raise them.
+    """
+    if variant.quantized:
+        return quantized_graph(variant)
     source = variant.prepared.model
-    kind = variant.kind
-    if kind is not None:
-        if variant.calibrated and variant.table is None:
-            raise ConfigError(
-                f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
-            )
-        table = variant.table if variant.calibrated else None
-        quantized = quantize_model(source, table, variant.target, variant.exclude, kind=kind, existing=variant.existing)
-        check_quantized(quantized.proto)
-        return quantized
     degradations: tuple[Degradation, ...] = ()
     match variant.precision:
         case Precision.TF32:

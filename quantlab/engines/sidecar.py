@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from quantlab.datasets import InputSpec
 from quantlab.degradation import Degradation
 from quantlab.documents import dump_json, read_json
+from quantlab.engines.record import EngineRecord
 from quantlab.errors import EngineMismatch
 from quantlab.files import is_file, sha256_file, write_text
 from quantlab.precision import Execution, Precision
@@ -48,6 +50,10 @@ class Sidecar:
         kept: Layers that were quantized in the source model already.
         session: Options that the backend must be given to run this file as it was measured, besides those that every
             file is run with.
+        inputs: Inputs of the model, without the batch axis; empty in sidecars that do not state them.
+        classes: Number of classes of the output that holds class scores; None if there is none such.
+        preprocess: Preprocessing of its calibration, or else the one that its model states, as JSON; None if unknown.
+        engine: The making of a compiled engine; None for files that are portable.
     """
 
     name: str
@@ -75,6 +81,10 @@ class Sidecar:
     skipped: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
     session: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[InputSpec, ...] = ()
+    classes: int | None = None
+    preprocess: str | None = None
+    engine: EngineRecord | None = None
 
 
 def sidecar_path(engine: Path) -> Path:

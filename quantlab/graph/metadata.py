@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from onnx import ModelProto
 
 from quantlab.calibrators.table import CalibrationTable
@@ -23,6 +25,11 @@ def stated_preprocess(table: CalibrationTable) -> str | None:
         return Preprocess.from_plain(plain, "the calibration table's preprocessing").to_json()
     except ConfigError as cause:
         raise CalibrationError(cause.what, got=cause.got, expected=cause.expected) from cause
+
+
+def own_preprocess(metadata: Mapping[str, str]) -> str | None:
+    """The preprocessing that a model states, as JSON; None if it states none."""
+    return metadata.get(METADATA_KEY)
 
 
 def with_preprocess(proto: ModelProto, table: CalibrationTable | None) -> ModelProto:

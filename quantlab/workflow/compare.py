@@ -11,7 +11,6 @@ from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
 from quantlab.errors import ConfigError, EngineMismatch
 from quantlab.files import is_file, is_folder, write_text
-from quantlab.graph.model import load_model
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.latency import LatencySettings
@@ -19,7 +18,7 @@ from quantlab.precision import Precision
 from quantlab.progress import Narrator
 from quantlab.reports import render
 from quantlab.workflow.build import builder_for
-from quantlab.workflow.sources import DataRequest, open_data
+from quantlab.workflow.sources import DataNeeds, DataRequest, open_data
 
 _LONGEST_TIMING_S = 86400
 
@@ -134,7 +133,7 @@ def compare_files(
 ) -> Comparison:
     """Open engine files and data, check that they belong together, and compare.
 
-    The data are fitted to the reference engine's inputs; its metadata carry the model's own preprocessing.
+    The data are fitted to the inputs that the reference engine's sidecar states; it carries the preprocessing too.
 
     Raises:
         ConfigError: If there is no engine, or no reference.
@@ -146,7 +145,7 @@ def compare_files(
     loaded = load_engines(paths, settings.threads)
     sidecars = [engine.sidecar for engine in loaded]
     chosen = reference_name(sidecars, reference)
-    model = load_model(paths[[sidecar.name for sidecar in sidecars].index(chosen)])
-    dataset, resolved = open_data(model, request, narrator)
+    needs = DataNeeds.of_sidecar(next(sidecar for sidecar in sidecars if sidecar.name == chosen))
+    dataset, resolved = open_data(needs, request, narrator)
     check_preprocess(sidecars, resolved)
     return compare(loaded, chosen, dataset, settings, narrator)

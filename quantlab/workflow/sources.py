@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantlab.datasets import Dataset, InputSpec, ResolvedPreprocess, open_dataset, resolve_preprocess
+from quantlab.datasets import METADATA_KEY, Dataset, InputSpec, ResolvedPreprocess, open_dataset, resolve_preprocess
 from quantlab.datasets.dataset import SourceDataset
 from quantlab.datasets.resolution import as_ready
-from quantlab.errors import ConfigError, ModelError
+from quantlab.engines.artifact import class_count
+from quantlab.engines.sidecar import Sidecar
+from quantlab.errors import ConfigError, EngineMismatch, ModelError
 from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
 from quantlab.graph.prepare import Prepared, prepare
 from quantlab.harness.environment import available_cpus
@@ -127,33 +129,65 @@ def input_specs(model: Model) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
-def class_count(model: Model) -> int | None:
-    """Number of classes of the first output that looks like class scores, where it is known."""
-    for spec in model_outputs(model.proto):
-        if spec.shape is not None and len(spec.shape) == 2 and spec.dtype.startswith("float"):
-            classes = spec.shape[1]
-            return classes if isinstance(classes, int) and classes >= 2 else None
-    return None
+@dataclass(frozen=True, slots=True)
+class DataNeeds:
+    """What a data set is fitted to.
+
+    Attributes:
+        inputs: Inputs without the batch axis.
+        metadata: ``metadata_props`` of the model, which may state its preprocessing.
+        classes: Number of classes, where known.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    metadata: Mapping[str, str]
+    classes: int | None
+
+    @classmethod
+    def of_model(cls, model: Model) -> DataNeeds:
+        """Of a model.
+
+        Raises:
+            ModelError: If an input has no batch axis.
+        """
+        return cls(input_specs(model), model.metadata, class_count(model))
+
+    @classmethod
+    def of_sidecar(cls, sidecar: Sidecar) -> DataNeeds:
+        """Of an engine, whose own file may be compiled.
+
+        Raises:
+            EngineMismatch: If the sidecar does not state the inputs.
+        """
+        if not sidecar.inputs:
+            raise EngineMismatch(
+                f"the sidecar of {sidecar.name} does not state the model's inputs",
+                expected="inputs with a batch axis, as quantlab build writes them",
+                hint="build it again",
+            )
+        stated = {METADATA_KEY: sidecar.preprocess} if sidecar.preprocess is not None else {}
+        return cls(sidecar.inputs, stated, sidecar.classes)
 
 
-def open_data(model: Model, request: DataRequest, narrator: Narrator) -> tuple[Dataset, ResolvedPreprocess]:
-    """Open a data set for a model and say what the model will see of it.
+def open_data(needs: Model | DataNeeds, request: DataRequest, narrator: Narrator) -> tuple[Dataset, ResolvedPreprocess]:
+    """Open a data set for a model, or for an engine of one, and say what it will see of it.
 
     Raises:
         DataError: If the data cannot be read or do not fit the model.
         ConfigError: If the preprocessing is wrong.
     """
-    specs = input_specs(model)
-    resolved = resolve_preprocess(request.preprocess, request.recipe_preprocess, model.metadata, specs)
+    if isinstance(needs, Model):
+        needs = DataNeeds.of_model(needs)
+    resolved = resolve_preprocess(request.preprocess, request.recipe_preprocess, needs.metadata, needs.inputs)
     dataset = open_dataset(
         request.source,
-        specs,
+        needs.inputs,
         resolved,
         labels=request.labels,
         limit=request.limit,
         seed=request.seed,
         threads=request.threads,
-        num_classes=class_count(model),
+        num_classes=needs.classes,
     )
     applied = dataset.preprocess if isinstance(dataset, SourceDataset) else as_ready(resolved)
     statistics = dataset.statistics()

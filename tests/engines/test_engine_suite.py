@@ -245,7 +245,7 @@ class TestOnnxRuntime(EngineSuite):
         def broken(*_: object) -> None:
             raise EngineBuildError("broken in the middle")
 
-        monkeypatch.setattr(onnxruntime_backend, "write_sidecar", broken)
+        monkeypatch.setattr(onnxruntime_backend, "vouch", broken)
 
     def test_what_is_native_and_what_is_emulated(self, engine: Engine, precision: Precision) -> None:
         native = precision in (Precision.FP32, Precision.INT8, Precision.INT8_WEIGHTS)
