@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,13 +29,15 @@ class CacheProvenance:
         source: ``observed`` if the model was run on data, else the file that the ranges were taken from.
         model: File name of the model; empty if it is not known.
         model_sha256: Hash of the model file and its external data; empty if it is not known.
-        table_sha256: Hash of the calibration table.
+        table_sha256: Hash of the calibration table; empty if TensorRT itself calibrated.
         data_sha256: Digest of the calibration samples; empty if the ranges were imported.
         preprocess_sha256: Hash of the preprocessing; empty for ready tensors and imported ranges.
-        method: Range method.
+        method: Range method; ``tensorrt`` if TensorRT itself calibrated.
         algorithm: Algorithm in the cache's header.
         tensorrt: TensorRT version in the header, dotted; the bare number if no release has it.
         tensors: Number of scales.
+        shapes: Shape of a batch by model input, batch axis first, if TensorRT itself calibrated: its ranges depend on
+            it. Empty for ranges of a table, which do not.
     """
 
     quantlab: str
@@ -50,6 +53,7 @@ class CacheProvenance:
     algorithm: str
     tensorrt: str
     tensors: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, cache: CalibrationCache, table: CalibrationTable) -> CacheProvenance:
@@ -68,10 +72,7 @@ def cache_provenance_path(cache: Path) -> Path:
 
 
 def write_cache(path: Path, cache: CalibrationCache, table: CalibrationTable) -> tuple[Path, Path]:
-    """Write a cache and its provenance, each whole or not at all.
-
-    The provenance goes first if it is there and comes last, so that an interruption leaves a cache without provenance
-    and never one with another's.
+    """Write a table's cache and its provenance, each whole or not at all.
 
     Returns:
         Both paths, the cache first.
@@ -80,8 +81,21 @@ def write_cache(path: Path, cache: CalibrationCache, table: CalibrationTable) ->
         CalibrationError: If a name or scale cannot stand in a cache.
         OutputError: If a file cannot be written.
     """
-    text = cache.render()
-    provenance = CacheProvenance.of(path.name, cache, table)
+    return write_cache_text(path, cache.render(), CacheProvenance.of(path.name, cache, table))
+
+
+def write_cache_text(path: Path, text: str, provenance: CacheProvenance) -> tuple[Path, Path]:
+    """Write the text of a cache and its provenance, each whole or not at all.
+
+    The provenance goes first if it is there and comes last, so that an interruption leaves a cache without provenance
+    and never one with another's.
+
+    Returns:
+        Both paths, the cache first.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
     beside = cache_provenance_path(path)
     remove_file(beside)
     write_text(path, text)
@@ -142,4 +156,5 @@ __all__ = [
     "load_cache",
     "read_cache_provenance",
     "write_cache",
+    "write_cache_text",
 ]

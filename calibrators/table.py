@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,7 +110,12 @@ class Provenance:
     @property
     def data_sha256(self) -> str:
         """Digest of the samples' contents, the same for any order and whatever they are called."""
-        return canonical_sha256({"samples": sorted(self.samples)})
+        return samples_sha256(self.samples)
+
+
+def samples_sha256(samples: Iterable[str]) -> str:
+    """Digest of samples, given the hashes of their contents in any order."""
+    return canonical_sha256({"samples": sorted(samples)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,10 @@ class DegradationCode(StrEnum):
     """The range method has no meaning for these tensors; another was used."""
     UNVERIFIED_CACHE = "unverified-cache"
     """Ranges came from a calibration cache that nothing says how it was made."""
+    CACHE_REJECTED = "cache-rejected"
+    """TensorRT did not take the calibration cache that it was given, and calibrated on the data instead."""
+    DROPPED_SAMPLES = "dropped-samples"
+    """Samples that do not fill a batch were left out of TensorRT's calibration."""
     UNMATCHED_RANGES = "unmatched-ranges"
     """Imported ranges and the tensors of the model are not the same ones."""
     NOT_QUANTIZED = "not-quantized"
@@ -46,6 +50,8 @@ class DegradationCode(StrEnum):
     """The proved precision differs from the requested one."""
     SATURATED_WEIGHTS = "saturated-weights"
     """Weights beyond the range of the number format were clipped."""
+    OVERFLOW_NOT_MEASURED = "overflow-not-measured"
+    """Tensors became FP16 though nothing says whether their values fit."""
 
 
 @dataclass(frozen=True, slots=True)

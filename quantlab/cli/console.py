@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -36,6 +37,24 @@ def echo(text: str, *, err: bool = False) -> None:
             raise OutputError("cannot write to the standard output", got=error.strerror, hint=hint) from error
 
 
+class _ToStderr(logging.Handler):
+    """Lines of other libraries' logs, as this program's own.
+
+    Errors end in an exception that holds them; they are shown here only if everything is.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.setFormatter(logging.Formatter("%(name)s %(levelname)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR or self.level < logging.WARNING:
+            echo(self.format(record), err=True)
+
+
+_COUNTED = {"comparing": "batches"}
+
+
 class Loudness(IntEnum):
     """How much narration is wanted."""
 
@@ -44,12 +63,22 @@ class Loudness(IntEnum):
     VERBOSE = 2
 
 
+def _show_logs(level: int) -> None:
+    """Send what runtimes log, such as TensorRT, to stderr from ``level`` on; once a process, the last call decides."""
+    logger = logging.getLogger("quantlab")
+    logger.handlers = [_ToStderr(level)]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
 class Console:
     """The `quantlab.progress.Narrator` of the command line."""
 
-    def __init__(self, loudness: Loudness, as_json: bool) -> None:
+    def __init__(self, loudness: Loudness, as_json: bool, *, debug: bool = False) -> None:
         self.loudness = loudness
         self.as_json = as_json
+        level = {Loudness.QUIET: logging.ERROR, Loudness.NORMAL: logging.WARNING}.get(loudness, logging.INFO)
+        _show_logs(logging.DEBUG if debug else level)
         self._warned: set[Degradation] = set()
 
     @property
@@ -80,7 +109,8 @@ class Console:
     def track(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
         """A progress bar on a terminal, one line of narration elsewhere."""
         if self.loudness == Loudness.QUIET or not sys.stderr.isatty():
-            self.say(f"{what}: {total:,} batches" if what == "comparing" else f"{what}: {total:,} samples")
+            counted = "" if what.startswith("building") else f": {total:,} {_COUNTED.get(what, 'samples')}"
+            self.say(f"{what}{counted}")
             return items
         from tqdm import tqdm
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,17 +67,75 @@ def out(default: str) -> Callable[[F], F]:
     return click.option("-o", "--out", type=PATH, default=default, show_default=True, help="Folder for the outputs.")
 
 
+@dataclass(frozen=True, slots=True)
+class TensorRTFlags:
+    """The flags of `tensorrt`, as they were given."""
+
+    workspace: str | None
+    memory_pool: tuple[str, ...]
+    timing_cache: Path | None
+    optimization_level: int | None
+    version_compatible: bool
+    hardware_compatibility: str | None
+    compute_capability: str | None
+    dla_core: int | None
+    plugin: tuple[Path, ...]
+    refit: bool
+    strip: bool
+    sparse_weights: bool
+    typing: str
+    max_aux_streams: int | None
+
+
+_TENSORRT = (
+    click.option("--workspace", metavar="SIZE", help="TensorRT: memory that kernels may use, such as 2GiB."),
+    click.option("--memory-pool", multiple=True, metavar="POOL:SIZE", help="TensorRT: limit of another memory pool."),
+    click.option("--timing-cache", type=PATH, metavar="FILE", help="TensorRT: kernel timings; read, then written."),
+    click.option("--optimization-level", type=int, metavar="N", help="TensorRT: 0 builds fastest, 5 runs fastest."),
+    click.option("--version-compatible", is_flag=True, help="TensorRT: later versions may load the engine."),
+    click.option(
+        "--hardware-compatibility", metavar="LEVEL", help="TensorRT: ampere-plus or same-compute-capability."
+    ),
+    click.option(
+        "--compute-capability", metavar="LIST", help="TensorRT-RTX: GPUs to build for: current, or such as sm89,sm120."
+    ),
+    click.option("--dla-core", type=int, metavar="N", help="TensorRT 10: run on this DLA, the rest on the GPU."),
+    click.option("--plugin", type=PATH, multiple=True, metavar="LIB.so", help="TensorRT: library with own operators."),
+    click.option("--refit", is_flag=True, help="TensorRT: weights can be exchanged in the engine."),
+    click.option("--strip", is_flag=True, help="TensorRT: leave out weights that a refit can bring."),
+    click.option("--sparse-weights", is_flag=True, help="TensorRT: allow kernels for 2:4 sparse weights."),
+    click.option(
+        "--typing", default="strong", show_default=True, metavar="NAME",
+        help="TensorRT 10: strong: the graph's types decide; weak: TensorRT does, layer by layer.",
+    ),
+    click.option("--max-aux-streams", type=int, metavar="N", help="TensorRT: streams besides the main one."),
+)  # fmt: skip
+
+
+def tensorrt(function: F) -> F:
+    """Add the flags of TensorRT's builders and pass them as ``tensorrt``."""
+
+    def wrapped(**arguments: Any) -> Any:
+        given = {field.name: arguments.pop(field.name) for field in fields(TensorRTFlags)}
+        return function(tensorrt=TensorRTFlags(**given), **arguments)
+
+    result: Any = functools.update_wrapper(wrapped, function)
+    for option in reversed(_TENSORRT):
+        result = option(result)
+    return result  # type: ignore[no-any-return]
+
+
 def common(function: F) -> F:
     """Add ``--json --quiet --verbose --debug`` and pass a `Console` as ``console``."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout and nothing else.")
     @click.option("-q", "--quiet", is_flag=True, help="No narration.")
     @click.option("-v", "--verbose", is_flag=True, help="More narration.")
-    @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks of errors, and everything that TensorRT logs.")
     @click.pass_obj
     def wrapped(state: State, /, *, as_json: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> Any:
         state.debug, state.json = debug, as_json
         loudness = Loudness.QUIET if quiet else (Loudness.VERBOSE if verbose else Loudness.NORMAL)
-        return function(console=Console(loudness, as_json), **arguments)
+        return function(console=Console(loudness, as_json, debug=debug), **arguments)
 
     return functools.update_wrapper(wrapped, function)  # type: ignore[return-value]

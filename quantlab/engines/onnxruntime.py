@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from quantlab.degradation import Degradation
 from quantlab.engines.artifact import Made, quantized_graph, vouch
+from quantlab.engines.batching import cut_batch, fill_batch
 from quantlab.engines.kernels import integer_kernels, session_config, session_options
 from quantlab.engines.protocol import Arrays
 from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
@@ -25,6 +24,7 @@ from quantlab.graph.proof import Proof, prove
 from quantlab.graph.qdq import Quantized
 from quantlab.graph.tf32 import to_tf32
 from quantlab.precision import Execution, Precision
+from quantlab.versions import build_environment
 
 NAME = "onnxruntime"
 
@@ -76,7 +76,7 @@ class OnnxRuntimeBuilder:
             proved=proof.precision,
             proof="; ".join(part for part in (proof.text, note) if part),
             execution=execution,
-            environment={"onnxruntime": version("onnxruntime"), "onnx": version("onnx"), "numpy": version("numpy")},
+            environment=build_environment(),
             session=session_options(proto, variant.precision),
         )
         vouch(variant, made)
@@ -109,16 +109,12 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """See `Engine.run`."""
-        feed, n = _fill(inputs, self._sidecar.fixed_batch)
+        feed, n = fill_batch(inputs, self._sidecar.fixed_batch)
         try:
             values = self._session.run(None, feed)
         except Exception as cause:  # onnxruntime's own exceptions have no common base
             raise MeasurementError(f"{self._sidecar.name} failed to run", got=str(cause).splitlines()[0]) from cause
-        named = zip(self._outputs, values, strict=True)
-        if n is None:
-            return dict(named)
-        full = self._sidecar.fixed_batch
-        return {name: value[:n] if value.shape[:1] == (full,) else value for name, value in named}
+        return cut_batch(dict(zip(self._outputs, values, strict=True)), n, self._sidecar.fixed_batch)
 
 
 def variant_graph(variant: Variant) -> Quantized:
@@ -141,17 +137,6 @@ def variant_graph(variant: Variant) -> Quantized:
         case _:
             proto = source.proto
     return Quantized(proto, (), (), {}, degradations)
-
-
-def _fill(inputs: Arrays, fixed_batch: int | None) -> tuple[Mapping[str, NDArray[np.generic]], int | None]:
-    """Repeat the last sample until a fixed batch is full; the count of real samples if any were added."""
-    n = len(next(iter(inputs.values())))
-    if fixed_batch is None or n == fixed_batch:
-        return inputs, None
-    if n > fixed_batch:
-        raise MeasurementError("the batch is larger than the model takes", got=n, expected=f"at most {fixed_batch}")
-    filled = {name: np.concatenate([x, np.repeat(x[-1:], fixed_batch - n, axis=0)]) for name, x in inputs.items()}
-    return filled, n
 
 
 def _execution(precision: Precision, path: Path, size_bytes: int, proof: Proof) -> tuple[Execution, str]:

@@ -6,12 +6,12 @@ that fails or changes the results is left out and counted as a degradation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import onnx
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
 from quantlab.errors import ModelError
@@ -20,12 +20,13 @@ from quantlab.graph.batchnorm import fold_batchnorm
 from quantlab.graph.checks import check_structure, opset_of
 from quantlab.graph.cleanup import name_nodes, remove_dead, remove_no_ops, strip_initializer_inputs
 from quantlab.graph.folding import fold_constants
-from quantlab.graph.model import Model
+from quantlab.graph.model import Model, model_inputs
 from quantlab.graph.reference import Reference, RunFailedError
 from quantlab.graph.session import first_line
-from quantlab.graph.shapes import BATCH, SettledInputs, set_input_shapes, settle_inputs
+from quantlab.graph.shapes import BATCH, SettledInputs, impose_shapes, set_input_shapes, settle_inputs
 from quantlab.graph.simplify import simplify
 from quantlab.graph.skeleton import make_skeleton, restore_weights, typed_graph
+from quantlab.graph.tensors import subgraphs
 
 MIN_OPSET = 13
 """First opset whose QuantizeLinear and DequantizeLinear know channels."""
@@ -34,6 +35,7 @@ MIN_IR_VERSION = 8
 
 _NO_DIMS: Mapping[str, int] = MappingProxyType({})
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+_KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft"}
 _BATCH_SAMPLES = 3
 _FIXED_SAMPLES = 2
 
@@ -102,6 +104,56 @@ def prepare(
     work.step("folding of constants", lambda proto: _folded(proto, work, model))
     work.step("folding of batch normalization", lambda proto: _without_batchnorm(proto, work, model))
     return work.finish(settled, batched)
+
+
+def prepare_partially(
+    model: Model, reason: str, input_shapes: Mapping[str, tuple[int | None, ...]] = _NO_SHAPES
+) -> Prepared:
+    """Give nodes names and infer shapes, for backends that run what ONNX Runtime cannot; nothing is simplified.
+
+    Args:
+        model: A loaded model; not changed.
+        reason: Why it cannot be prepared as others are, for the degradation.
+        input_shapes: Sizes to impose by input name, batch first; None leaves a size as the model declares it.
+
+    Raises:
+        ConfigError: If ``input_shapes`` name an input that the model lacks, or contradict it.
+        ModelError: If the model is not valid.
+    """
+    proto = _copy(model.proto)
+    strip_initializer_inputs(proto)
+    proto.ir_version = max(proto.ir_version, MIN_IR_VERSION)
+    impose_shapes(proto, input_shapes)
+    remove_dead(proto)
+    name_nodes(proto)
+    _infer(proto)
+    check_structure(proto, f"model {model.path or model.name}, with names and shapes,")
+    first = model_inputs(proto)[0].shape
+    size = first[0] if first else 1
+    message = f"the model was neither simplified nor verified: {reason}"
+    result = model.with_proto(proto)
+    return Prepared(
+        result,
+        (),
+        (Degradation(DegradationCode.NOT_SIMPLIFIED, message),),
+        size if isinstance(size, int) else None,
+        MappingProxyType({name: tuple(s for s in shape if s is not None) for name, shape in input_shapes.items()}),
+        _graph_sha256(result),
+    )
+
+
+def foreign_operators(proto: ModelProto) -> tuple[str, ...]:
+    """Operators, also of subgraphs, that neither ONNX, ONNX Runtime nor the model itself defines: ``domain:name``."""
+    own = {function.domain for function in proto.functions}
+
+    def found(graph: GraphProto) -> Iterator[str]:
+        for node in graph.node:
+            if node.domain not in _KNOWN_DOMAINS | own:
+                yield f"{node.domain}:{node.op_type}"
+            for inner in subgraphs(node):
+                yield from found(inner)
+
+    return tuple(dict.fromkeys(found(proto.graph)))
 
 
 def _graph_sha256(model: Model) -> str:
@@ -235,4 +287,4 @@ def _infer(proto: ModelProto) -> None:
             value.CopyFrom(by_name[value.name])
 
 
-__all__ = ["BATCH", "MIN_OPSET", "Prepared", "prepare"]
+__all__ = ["BATCH", "MIN_OPSET", "Prepared", "foreign_operators", "prepare", "prepare_partially"]

@@ -1,4 +1,4 @@
-"""Opening ONNX Runtime sessions on the CPU: one place for the options that every result depends on."""
+"""Opening ONNX Runtime sessions: one place for the options that every result depends on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from quantlab.errors import ModelError, QuantlabError
 from quantlab.graph.external import is_external
 from quantlab.graph.tensors import model_tensors
 
+Providers = Sequence[str | tuple[str, Mapping[str, str]]]
+"""Execution providers of ONNX Runtime by name, the preferred one first, with options where they are given."""
+
 DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 """Optimizers that never run: this one requantizes biases and weights of partly quantized models and ruins accuracy."""
 
@@ -24,6 +27,7 @@ _FP8_TYPES = frozenset(
 )
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _TYPES = ("to", "output_dtype")
+_CPU: Providers = ("CPUExecutionProvider",)
 _SESSION_BYTES = 2**31 - 2**20
 
 
@@ -50,8 +54,10 @@ def open_proto(
     arena: bool = True,
     error: type[QuantlabError] = ModelError,
     name: str = "the model",
+    providers: Providers = _CPU,
+    optimized: Path | None = None,
 ) -> Any:
-    """Open a CPU session for a model whose external weights, if any, stay in their files.
+    """Open a session for a model whose external weights, if any, stay in their files; on the CPU if not told else.
 
     Args:
         proto: The model; its external tensors refer to files in ``folder``.
@@ -64,9 +70,11 @@ def open_proto(
         arena: Whether ONNX Runtime keeps freed memory for the next run: faster, and at times twice the memory.
         error: Class of the error to raise.
         name: What to call the model in messages.
+        providers: Execution providers. ONNX Runtime leaves out those that cannot be loaded and says so to stderr only.
+        optimized: File to write the graph to as it is run; None to write none.
 
     Returns:
-        An ``onnxruntime.InferenceSession``.
+        An ``onnxruntime.InferenceSession``, which never takes other providers because a run failed.
 
     Raises:
         QuantlabError: Of type ``error``, if ONNX Runtime cannot take the model; its message is the cause.
@@ -88,10 +96,13 @@ def open_proto(
         options.add_session_config_entry(key, value)
     if folder is not None and any(is_external(tensor) for _, tensor in model_tensors(proto)):
         options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     data = serialized(proto, error, name) + _further_outputs(proto, outputs or ())
+    chosen = [provider if isinstance(provider, str) else (provider[0], dict(provider[1])) for provider in providers]
     try:
         return onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+            data, options, providers=chosen, disabled_optimizers=list(DISABLED_OPTIMIZERS), enable_fallback=0
         )
     except Exception as cause:  # onnxruntime's exceptions share no base class
         raise error(

@@ -155,6 +155,47 @@ def _from_weights(index: GraphIndex, spec: TensorSpec, axis: int) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def impose_shapes(proto: ModelProto, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Write sizes into a model's inputs, in place; what was known of other tensors' shapes is forgotten.
+
+    Args:
+        proto: Model to change.
+        shapes: Sizes by input name, batch first; None leaves a size as the model declares it.
+
+    Raises:
+        ConfigError: If an input is not there, has another rank, or has another size already.
+    """
+    if not shapes:
+        return
+    values = {value.name: value for value in proto.graph.input}
+    for name, sizes in shapes.items():
+        if name not in values:
+            near = near_match(name, values)
+            raise ConfigError(
+                f"the model has no input {name!r}", expected="one of " + (", ".join(sorted(values)) or "none"),
+                hint=f"did you mean {near!r}?" if near else None,
+            )  # fmt: skip
+        tensor = values[name].type.tensor_type
+        declared = TensorSpec.of(values[name]).shape
+        if declared is None:
+            declared = (None,) * len(sizes)
+            for _ in sizes:
+                tensor.shape.dim.add()
+        if len(declared) != len(sizes) or any(
+            size is not None and isinstance(dim, int) and dim != size for dim, size in zip(declared, sizes, strict=True)
+        ):
+            raise ConfigError(
+                f"the shape given for input {name!r} contradicts the model", got=_text(sizes), expected=_text(declared),
+                hint="export the model with dynamic axes to change a fixed size",
+            )  # fmt: skip
+        for dim, size in zip(tensor.shape.dim, sizes, strict=True):
+            if size is not None:
+                dim.dim_value = size
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del proto.graph.value_info[:]
+
+
 def set_input_shapes(proto: ModelProto, specs: Sequence[TensorSpec], *, dynamic_batch: bool) -> None:
     """Write settled shapes into a model, in place; what was known of other tensors' shapes is forgotten.
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
 
-_PACKAGES = ("quantlab", "numpy", "onnx", "onnxruntime", "pillow")
+from quantlab.harness.gpus import nvidia_gpus
+from quantlab.versions import installed_version, onnxruntime_packages, onnxruntime_version
+
+_PACKAGES = ("quantlab", "numpy", "onnx", "pillow")
+_FOR_GPUS = (
+    "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "pycuda"
+)  # fmt: skip
 
 
 def processor_name() -> str:
@@ -27,13 +33,17 @@ def available_cpus() -> int:
 
 
 def environment(threads: int) -> dict[str, object]:
-    """What a comparison records of where it ran."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
+    """What a comparison records of where it ran.
+
+    Always the same keys, and a version for each package that is there only for GPUs, if it is installed.
+    """
+    versions = {package: installed_version(package) or "not installed" for package in _PACKAGES}
+    versions["onnxruntime"] = onnxruntime_version()
+    for package in _FOR_GPUS:
+        installed = installed_version(package)
+        if installed is not None:
+            versions[package] = installed
+    others = {name: package.version for name, package in onnxruntime_packages().items() if name != "onnxruntime"}
     return {
         "processor": processor_name(),
         "cpus": available_cpus(),
@@ -41,5 +51,7 @@ def environment(threads: int) -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "gpus": [asdict(gpu) for gpu in nvidia_gpus()],
         **versions,
+        **others,
     }

@@ -11,6 +11,8 @@ from quantlab.documents import near_match
 from quantlab.engines.onnxruntime import NAME, OnnxRuntimeBuilder
 from quantlab.engines.protocol import EngineBuilder
 from quantlab.engines.sidecar import Sidecar, read_sidecar
+from quantlab.engines.tensorrt.flavour import FLAVOURS, load_flavour
+from quantlab.engines.tensorrt.options import BuildOptions
 from quantlab.engines.variant import Variant
 from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch
 from quantlab.files import check_folder
@@ -21,26 +23,58 @@ from quantlab.graph.targets import TARGETS, QuantizationKind, TargetProfile
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 
-PLANNED_BACKENDS = ("onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx")
+PLANNED_BACKENDS = ("openvino",)
+_CUDA = "onnxruntime-cuda"
 
 
-def builder_for(backend: str) -> EngineBuilder:
+def builder_for(backend: str, options: BuildOptions | None = None, narrator: Narrator | None = None) -> EngineBuilder:
     """The builder of a backend.
+
+    Args:
+        backend: Its name.
+        options: For the flavours of TensorRT alone.
+        narrator: Told of the progress of long builds.
 
     Raises:
         BackendUnavailable: If this version does not have the backend yet.
-        ConfigError: If there is no such backend.
+        ConfigError: If there is no such backend, or it takes no options.
     """
+    if backend in FLAVOURS:
+        from quantlab.engines.tensorrt.builder import TensorRTBuilder
+
+        return TensorRTBuilder(backend, options, narrator)
+    if options is not None and options != BuildOptions():
+        words = [f"--{name}" for name in options.described()] + (["--shapes MIN:OPT:MAX"] if options.profiles else [])
+        raise ConfigError(
+            f"{', '.join(words)}: not for the backend {backend!r}", expected=f"--backend {' or '.join(FLAVOURS)}"
+        )
     if backend == NAME:
         return OnnxRuntimeBuilder()
+    if backend == _CUDA:
+        from quantlab.engines.onnxruntime_cuda import OnnxRuntimeCudaBuilder
+
+        return OnnxRuntimeCudaBuilder()
     if backend in PLANNED_BACKENDS:
         raise BackendUnavailable(
             f"the backend {backend!r} is not in this version of quantlab", expected=NAME, hint=f"use --backend {NAME}"
         )
-    near = near_match(backend, (NAME, *PLANNED_BACKENDS))
+    known = (NAME, _CUDA, *FLAVOURS)
+    near = near_match(backend, (*known, *PLANNED_BACKENDS))
     raise ConfigError(
-        f"there is no backend {backend!r}", expected=NAME, hint=f"did you mean {near!r}?" if near else None
+        f"there is no backend {backend!r}", expected=", ".join(known), hint=f"did you mean {near!r}?" if near else None
     )
+
+
+def check_backend(backend: str, options: BuildOptions | None = None) -> None:
+    """Refuse a backend that cannot be used here, before a model is read for it.
+
+    Raises:
+        BackendUnavailable: If its library is missing or broken.
+        ConfigError: If there is no such backend, or it takes no options.
+    """
+    builder_for(backend, options)
+    if backend in FLAVOURS:
+        load_flavour(backend)
 
 
 def target_for(name: str) -> TargetProfile:
@@ -132,10 +166,18 @@ def check_table(prepared: Prepared, table: CalibrationTable) -> None:
             )
 
 
-def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator) -> list[Sidecar]:
+def build_variants(
+    variants: Sequence[Variant], folder: Path, narrator: Narrator, options: BuildOptions | None = None
+) -> list[Sidecar]:
     """Build every variant into ``folder``.
 
     All are checked before the first is built.
+
+    Args:
+        variants: What to build.
+        folder: Where to.
+        narrator: Told of each engine, and of the progress of long builds.
+        options: For the flavours of TensorRT alone.
 
     Raises:
         BackendUnavailable: If a variant is not supported.
@@ -148,7 +190,7 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
     """
     check_folder(folder)
     for variant in variants:
-        reason = builder_for(variant.backend).supports(variant)
+        reason = builder_for(variant.backend, options).supports(variant)
         if reason is not None:
             raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
         if variant.kind is not None:
@@ -163,11 +205,46 @@ def build_variants(variants: Sequence[Variant], folder: Path, narrator: Narrator
             excluded_layers(variant.prepared.model.proto.graph, variant.target, variant.exclude)
     sidecars = []
     for variant in variants:
-        path = builder_for(variant.backend).build(variant, folder)
+        path = builder_for(variant.backend, options, narrator).build(variant, folder)
         sidecar = read_sidecar(path)
         narrator.say(describe_sidecar(sidecar))
         if sidecar.skipped:
             narrator.say(f"       {describe_skipped(sidecar.skipped)}")
+        sidecars.append(sidecar)
+    return sidecars
+
+
+def build_networks(
+    reference: str,
+    backend: str,
+    precisions: Sequence[Precision],
+    folder: Path,
+    narrator: Narrator,
+    options: BuildOptions | None = None,
+) -> list[Sidecar]:
+    """Build a network that Python code makes, ``package.module:function``, in FP32 and TF32.
+
+    Raises:
+        ConfigError: If the backend is none of TensorRT's, or the function or a precision is none that can be used.
+        BackendUnavailable: If the backend is not available here.
+        EngineBuildError: If the code fails or the network is refused.
+        OutputError: If a file cannot be written.
+    """
+    if backend not in FLAVOURS:
+        raise ConfigError(
+            "--network is for TensorRT", got=f"--backend {backend}", expected=f"--backend {' or '.join(FLAVOURS)}"
+        )
+    from quantlab.engines.tensorrt.builder import TensorRTBuilder, check_network_precision
+    from quantlab.engines.tensorrt.network import find_network_function
+
+    check_folder(folder)
+    for precision in precisions:
+        check_network_precision(precision, options or BuildOptions())
+    source = find_network_function(reference)
+    sidecars = []
+    for precision in precisions:
+        sidecar = read_sidecar(TensorRTBuilder(backend, options, narrator).build_network(source, precision, folder))
+        narrator.say(describe_sidecar(sidecar))
         sidecars.append(sidecar)
     return sidecars
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from quantlab.harness.environment import available_cpus, processor_name
+from quantlab.versions import clashing_onnxruntime_packages, installed_version, onnxruntime_packages
+from quantlab.workflow.gpu_probes import MARK
 
-_TIMEOUT_S = 120
+_TIMEOUT_S = 60
 
 CORE = {
     "numpy": "numpy",
@@ -24,14 +28,18 @@ CORE = {
     "scipy": "scipy",
 }
 OPTIONAL = {
-    "tensorrt": ("tensorrt", "tensorrt"),
-    "tensorrt-rtx-cu13": ("tensorrt_rtx", "tensorrt-rtx"),
-    "pycuda": ("pycuda.driver", "tensorrt"),
-    "onnxruntime-gpu": ("onnxruntime", "cuda"),
     "torch": ("torch", "torch"),
     "torchvision": ("torchvision", "torch"),
     "matplotlib": ("matplotlib", "notebooks"),
 }
+GPU = {
+    "driver": "update the NVIDIA driver, and see that nvidia-smi works",
+    "pycuda": "build it again for the CUDA of this machine: pip install --force-reinstall --no-cache-dir pycuda",
+    "tensorrt": "reinstall it for the CUDA of this driver: pip install --force-reinstall tensorrt",
+    "tensorrt-rtx": "reinstall it for the CUDA of this driver: pip install --force-reinstall tensorrt-rtx-cu13",
+    "onnxruntime-cuda": "CUDA, cuDNN and onnxruntime-gpu do not fit each other: reinstall onnxruntime-gpu[cuda,cudnn]",
+}
+"""What is tried by `quantlab.workflow.gpu_probes`, and what to do where that ends without an answer."""
 
 _ONE_NODE = """
 import numpy, onnx, onnxruntime
@@ -80,66 +88,126 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Try everything; never raises for something that is broken.
 
-    Cost: one Python process a package, two at a time; some seconds.
+    Cost: one Python process a package or probe, two at a time; some seconds.
     """
-    checks = [
-        *((f"package {name}", _package, (name, module, None)) for name, module in CORE.items()),
-        *((f"package {name}", _package, (name, module, extra)) for name, (module, extra) in OPTIONAL.items()),
+    checks: list[tuple[Callable[..., Sequence[Finding]], tuple[object, ...]]] = [
+        (_backend, ()),
+        *((_probe, (what, advice)) for what, advice in GPU.items()),
+        *((_package, (f"package {name}", name, module, None)) for name, module in CORE.items()),
+        *((_package, (f"package {name}", name, module, extra)) for name, (module, extra) in OPTIONAL.items()),
     ]
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(function, title, *arguments) for title, function, arguments in checks]
-        backend = pool.submit(_backend)
-        gpu = pool.submit(_gpu)
-        findings = [backend.result(), gpu.result(), _folder(), *(future.result() for future in futures)]
+        futures = [pool.submit(function, *arguments) for function, arguments in checks]
+        backend, *others = [future.result() for future in futures]
+    findings = [*backend, _folder(), *_clash(), *(finding for found in others for finding in found)]
     machine = f"{platform.platform()}, {processor_name()}, {available_cpus()} cpus, Python {platform.python_version()}"
     return Diagnosis(machine, tuple(findings), bool(findings[0].works))
 
 
-def _python(code: str) -> tuple[bool, str]:
-    """Run code in a Python of its own; whether it ended well, and its last line."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """How a Python process ended.
+
+    Attributes:
+        failure: What went wrong; None if it ended well.
+        output: What it wrote to stdout.
+        last: The last line that it wrote, to stderr if it failed.
+    """
+
+    failure: str | None
+    output: str
+    last: str
+
+
+def _run(arguments: Sequence[str]) -> _Answer:
+    """Run a Python of its own."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return False, f"no answer after {_TIMEOUT_S} s"
-    except OSError as error:
-        return False, str(error)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    if done.returncode < 0:
-        return False, f"crashed with signal {-done.returncode}"
-    return done.returncode == 0, lines[-1] if lines else ""
-
-
-def _package(title: str, name: str, module: str, extra: str | None) -> Finding:
-    try:
-        installed = version(name)
-    except PackageNotFoundError:
-        if extra is None:
-            return Finding(title, False, "not installed; reinstall quantlab")
-        return Finding(title, None, f"not installed: pip install 'quantlab[{extra}]'")
-    works, last = _python(f"import {module}")
-    return Finding(title, works, installed if works else f"{installed} is installed but broken: {last}")
-
-
-def _backend() -> Finding:
-    works, last = _python(_ONE_NODE)
-    return Finding("backend onnxruntime (CPU)", works, f"one-node model ran; {last}" if works else last)
-
-
-def _gpu() -> Finding:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+            [sys.executable, *arguments],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return Finding("NVIDIA GPU", None, "none found; TensorRT engines need one, everything else works without")
-    text = "; ".join(done.stdout.strip().splitlines())
-    return Finding("NVIDIA GPU", done.returncode == 0, text or done.stderr.strip())
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode("utf-8", "replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+        return _Answer(f"no answer after {_TIMEOUT_S} s", output, "")
+    except OSError as error:
+        return _Answer(str(error), "", "")
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else ""
+    if done.returncode < 0:
+        return _Answer(f"crashed with signal {-done.returncode}{_signal_name(-done.returncode)}", done.stdout, last)
+    failure = (last or f"ended with code {done.returncode}") if done.returncode else None
+    return _Answer(failure, done.stdout, last)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f" ({signal.Signals(number).name})"
+    except ValueError:
+        return ""
+
+
+def _package(title: str, name: str, module: str, extra: str | None) -> tuple[Finding, ...]:
+    installed = installed_version(name)
+    if installed is None and name == "onnxruntime":  # another package brings the module too
+        for other, package in onnxruntime_packages().items():
+            installed = f"{package.version} ({other})"
+    if installed is None:
+        if extra is None:
+            return (Finding(title, False, "not installed; reinstall quantlab"),)
+        return (Finding(title, None, f"not installed: pip install 'quantlab[{extra}]'"),)
+    failure = _run(["-c", f"import {module}"]).failure
+    detail = installed if failure is None else f"{installed} is installed but broken: {failure}"
+    return (Finding(title, failure is None, detail),)
+
+
+def _backend() -> tuple[Finding, ...]:
+    answer = _run(["-c", _ONE_NODE])
+    detail = f"one-node model ran; {answer.last}" if answer.failure is None else answer.failure
+    return (Finding("backend onnxruntime (CPU)", answer.failure is None, detail),)
+
+
+def _probe(what: str, advice: str) -> tuple[Finding, ...]:
+    """What a probe of `quantlab.workflow.gpu_probes` found, and what it was at when it ended too early."""
+    answer = _run(["-m", "quantlab.workflow.gpu_probes", what])
+    findings: list[Finding] = []
+    current = what
+    pending = True
+    for line in answer.output.splitlines():
+        if not line.startswith(MARK):
+            continue
+        try:
+            entry = json.loads(line.removeprefix(MARK))
+        except ValueError:  # cut off, or other output in the middle of it
+            continue
+        if "begin" in entry:
+            current, pending = str(entry["begin"]), True
+        else:
+            findings.append(Finding(str(entry["name"]), entry["works"], str(entry["detail"])))
+            pending = False
+    if answer.failure is not None and pending:
+        findings.append(Finding(current, False, f"{answer.failure}; {advice}"))
+    elif answer.failure is not None:
+        works = findings[-1].works
+        at_exit = f"{findings[-1].detail}; afterwards its process failed: {answer.failure}"
+        findings[-1] = Finding(findings[-1].name, works, at_exit)
+    return tuple(findings)
+
+
+def _clash() -> tuple[Finding, ...]:
+    """A finding if several packages of ONNX Runtime overwrote each other's files."""
+    names = clashing_onnxruntime_packages()
+    if not names:
+        return ()
+    wanted = next((name for name in names if name != "onnxruntime"), names[0])
+    detail = (
+        f"{' and '.join(names)} are both installed and overwrite each other's module; "
+        f"pip uninstall -y {' '.join(names)}, then pip install {wanted}"
+    )
+    return (Finding("packages of onnxruntime", False, detail),)
 
 
 def _folder() -> Finding:

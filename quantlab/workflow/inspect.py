@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantlab.calibrators.tensorrt_cache import CalibrationCache
 from quantlab.datasets import METADATA_KEY, preprocess_from_metadata
+from quantlab.engines.record import EngineRecord
 from quantlab.engines.sidecar import SIDECAR_SCHEMA, SIDECAR_SUFFIX, Sidecar, read_sidecar, sidecar_path
 from quantlab.errors import DataError
 from quantlab.files import is_file
@@ -77,6 +78,11 @@ def _inspect_cache(path: Path) -> Inspection:
 
 def _inspect_engine(path: Path) -> Inspection:
     sidecar = read_sidecar(path)
+    if sidecar.engine is not None:
+        lines = [f"engine {sidecar.name}: sidecar and file belong together", *_sidecar_lines(sidecar)]
+        lines += _record_lines(sidecar.engine)
+        compiled = {"schema": "quantlab.inspect-engine/1", "sidecar": to_plain(sidecar), "model": None}
+        return Inspection("engine", "\n".join(lines), compiled)
     model = _inspect_model(path)
     lines = [f"engine {sidecar.name}: sidecar and file belong together", *_sidecar_lines(sidecar), model.text]
     document = {"schema": "quantlab.inspect-engine/1", "sidecar": to_plain(sidecar), "model": model.document}
@@ -90,7 +96,7 @@ def _sidecar_lines(sidecar: Sidecar) -> list[str]:
         f"  execution     {sidecar.execution} on {sidecar.backend}",
         f"  proof         {sidecar.proof}",
         f"  made from     {sidecar.model}, sha256 {sidecar.model_sha256[:16]}...",
-        f"  built with    {built}",
+        f"  versions      {built}",
     ]
     if sidecar.target:
         ranges = f"by {sidecar.method} ranges" if sidecar.method else "with exact extremes"
@@ -103,6 +109,19 @@ def _sidecar_lines(sidecar: Sidecar) -> list[str]:
     lines += [f"  skipped       {layer}: {reason}" for layer, reason in sidecar.skipped.items()]
     lines += [f"  open with     {option} = {value}" for option, value in sidecar.session.items()]
     lines += [f"  degraded      {degradation}" for degradation in sidecar.degradations]
+    return lines
+
+
+def _record_lines(record: EngineRecord) -> list[str]:
+    """What a compiled engine belongs to, and what the builder was told."""
+    gpu = f"{record.gpu}, compute capability {record.compute_capability}" if record.gpu else "built without a GPU"
+    driver = f", driver for CUDA {record.cuda}" if record.cuda else ""
+    lines = [f"  compiled by   {record.flavour} {record.version}: {gpu}{driver}"]
+    for number, profile in enumerate(record.profiles):
+        title = "profile" if len(record.profiles) == 1 else f"profile {number}"
+        lines += [f"  {title:<13} {name} {shapes} (min:opt:max)" for name, shapes in profile.items()]
+    lines += [f"  built with    {option} = {value}" for option, value in record.options.items()]
+    lines += [f"  layers        {line}" for line in record.layers]
     return lines
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.datasets import Dataset, ResolvedPreprocess
+from quantlab.engines.probe import probe_path
 from quantlab.engines.sidecar import sidecar_path
 from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
@@ -23,6 +23,7 @@ from quantlab.harness.comparison import Comparison
 from quantlab.harness.environment import processor_name
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
+from quantlab.versions import onnxruntime_version
 from quantlab.workflow.build import build_variants, builder_for, target_for
 from quantlab.workflow.calibrate import CalibrateSettings, CalibrationFiles, calibrate, write_calibration
 from quantlab.workflow.compare import (
@@ -152,7 +153,7 @@ class _Chain:
             "percentile": settings.percentile,
             "target": self.target.name,
             "existing": self.recipe.build.existing.value,
-            "onnxruntime": version("onnxruntime"),
+            "onnxruntime": onnxruntime_version(),
         }
         self.steps.run("calibrate", inputs, action)
         table = CalibrationTable.load(files.table)
@@ -177,12 +178,12 @@ class _Chain:
                 "target": self.target.name if variant.quantized else None,
                 "exclude": list(section.exclude) if variant.quantized else [],
                 "existing": section.existing.value if variant.quantized else None,
-                "onnxruntime": version("onnxruntime"),
+                "onnxruntime": onnxruntime_version(),
             }
             name = f"build {precision}"
             self.steps.run(name, inputs, self._build_one(variant))
             suffixes = self.steps.records[name].files
-            engines.append(next(self.out / file for file in suffixes if not file.endswith((".json", ".data"))))
+            engines.append(next(self.out / file for file in suffixes if not file.endswith((".json", ".data", ".npz"))))
         return engines
 
     def _build_one(self, variant: Variant) -> Callable[[], Iterable[Path]]:
@@ -192,8 +193,8 @@ class _Chain:
             for degradation in sidecar.degradations:
                 self.narrator.warn(degradation)
             engine = folder / sidecar.file
-            data = engine.with_name(engine.name + ".data")
-            return (engine, sidecar_path(engine), *([data] if data.exists() else []))
+            beside = (engine.with_name(engine.name + ".data"), probe_path(engine))
+            return (engine, sidecar_path(engine), *(file for file in beside if file.exists()))
 
         return action
 
@@ -221,7 +222,7 @@ class _Chain:
             "threads": self.threads,
             "seed": seed,
             "processor": processor_name(),
-            "onnxruntime": version("onnxruntime"),
+            "onnxruntime": onnxruntime_version(),
         }
         self.steps.run("compare", inputs, action)
         comparison = Comparison.load(written[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from quantlab.datasets.dataset import SourceDataset
 from quantlab.datasets.resolution import as_ready
 from quantlab.engines.artifact import class_count
 from quantlab.engines.sidecar import Sidecar
+from quantlab.engines.tensorrt.profiles import ShapeFlags, parse_shape_flags
 from quantlab.errors import ConfigError, EngineMismatch, ModelError
 from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
-from quantlab.graph.prepare import Prepared, prepare
+from quantlab.graph.prepare import Prepared, foreign_operators, prepare, prepare_partially
 from quantlab.harness.environment import available_cpus
 from quantlab.memory import release_memory
 from quantlab.progress import Narrator
@@ -74,16 +74,64 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """Parse ``NAME:1x3x224x224`` flags; the first number is the batch and stays dynamic where the model allows.
 
     Raises:
-        ConfigError: If one is malformed or a name comes twice.
+        ConfigError: If one is malformed or a range, or a name comes twice.
     """
+    flags = parse_shape_flags(texts)
+    if flags.profiles:
+        name, shapes = next(iter(flags.profiles[0].items()))
+        raise ConfigError(
+            f"--shapes gives input {name!r} a range", got=str(shapes), expected="one shape, NAME:1x3x224x224",
+            hint="ranges are for quantlab build with a TensorRT backend",
+        )  # fmt: skip
+    return dict(flags.imposed)
+
+
+def open_for_engine(path: Path, flags: ShapeFlags, narrator: Narrator) -> Prepared:
+    """Load a model for a backend that takes ranges of shapes and operators of the user's own, and prepare it.
+
+    A range in which only the batch varies leaves preparation as it is. Where another size varies, or an operator is
+    none of ONNX Runtime's, the model can be neither simplified nor verified; that is a degradation.
+
+    Raises:
+        ModelError: If it cannot be used.
+        ConfigError: If ``flags`` do not fit its inputs.
+    """
+    imposed = dict(flags.imposed)
+    model = load_model(path)
+    foreign = foreign_operators(model.proto)
+    if foreign:
+        reason = f"ONNX Runtime does not know {', '.join(foreign)}"
+    else:
+        varying = _varying_inputs(model, flags)
+        if not varying:
+            return _prepare(model, imposed | _fixed_sizes(flags), narrator)
+        reason = f"--shapes leaves more than the batch open ({', '.join(varying)})"
+    sizes = {name: (None if shape[0] == 1 else shape[0], *shape[1:]) for name, shape in imposed.items()}
+    prepared = prepare_partially(model, reason, sizes)
+    _describe(model, prepared, narrator)
+    return prepared
+
+
+def _varying_inputs(model: Model, flags: ShapeFlags) -> list[str]:
+    """Inputs of which a range is not one of batches alone: other sizes vary, or it bounds the contents."""
+    ranks = {spec.name: len(spec.shape) for spec in model_inputs(model.proto) if spec.shape is not None}
+    found: dict[str, set[tuple[int, ...]]] = {}
+    for profile in flags.profiles:
+        for name, given in profile.items():
+            for shape in (given.minimum, given.optimum, given.maximum):
+                found.setdefault(name, set()).add(shape[1:])
+                if ranks.get(name) == 0 or (ranks.get(name) == 1 and len(shape) > 1):
+                    found[name] |= {(), (0,)}  # contents, not sizes
+    return [name for name, rest in found.items() if len(rest) > 1]
+
+
+def _fixed_sizes(flags: ShapeFlags) -> dict[str, tuple[int, ...]]:
+    """Shapes that ranges of the batch leave to preparation: a batch of 1, which may become dynamic, or the only one."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, separator, dims = text.rpartition(":")
-        if not separator or not name or not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", dims):
-            raise ConfigError(f"--shapes {text!r} is malformed", expected="NAME:1x3x224x224, positive numbers")
-        if name in shapes:
-            raise ConfigError(f"--shapes names input {name!r} twice")
-        shapes[name] = tuple(int(dim) for dim in dims.split("x"))
+    for name in flags.profiles[0] if flags.profiles else ():
+        given = [profile[name] for profile in flags.profiles if name in profile]
+        batches = {size for one in given for size in (one.minimum[0], one.maximum[0])}
+        shapes[name] = (batches.pop() if len(batches) == 1 else 1, *given[0].optimum[1:])
     return shapes
 
 
@@ -94,18 +142,26 @@ def open_model(path: Path, shapes: Mapping[str, tuple[int, ...]], narrator: Narr
         ModelError: If it cannot be used.
         ConfigError: If ``shapes`` names an input that it does not have.
     """
-    model = load_model(path)
+    return _prepare(load_model(path), shapes, narrator)
+
+
+def _prepare(model: Model, shapes: Mapping[str, tuple[int, ...]], narrator: Narrator) -> Prepared:
     prepared = prepare(model, input_shapes=shapes)
     release_memory()
+    _describe(model, prepared, narrator)
+    return prepared
+
+
+def _describe(model: Model, prepared: Prepared, narrator: Narrator) -> None:
     inputs = ", ".join(f"{spec.name} {_shape(spec.shape)} {spec.dtype}" for spec in model_inputs(prepared.model.proto))
     outputs = ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in model_outputs(prepared.model.proto))
     before, after = len(model.proto.graph.node), len(prepared.model.proto.graph.node)
-    narrator.say(f"model  {path.name}: {inputs} -> {outputs}; {before} nodes, {after} after preparation")
+    name = model.path.name if model.path else model.name
+    narrator.say(f"model  {name}: {inputs} -> {outputs}; {before} nodes, {after} after preparation")
     for note in prepared.notes:
         narrator.say(f"       {note}")
     for degradation in prepared.degradations:
         narrator.warn(degradation)
-    return prepared
 
 
 def _shape(shape: tuple[int | str | None, ...] | None) -> str:

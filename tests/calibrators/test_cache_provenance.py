@@ -34,6 +34,7 @@ def test_written_with_the_cache(tmp_path: Path, made: CalibrationTable) -> None:
         "model": "model.onnx", "model_sha256": "a" * 64, "table_sha256": made.sha256,
         "data_sha256": made.provenance.data_sha256, "preprocess_sha256": "", "method": "minmax",
         "algorithm": "MinMaxCalibration", "tensorrt": "8.6.1", "tensors": 1,
+        "shapes": {},
     }  # fmt: skip
 
 
@@ -74,6 +75,17 @@ def test_an_unknown_key_is_refused(tmp_path: Path, made: CalibrationTable) -> No
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"extra": 1}))
     with pytest.raises(CalibrationError, match="extra"):
         load_cache(path)
+
+
+def test_a_provenance_without_shapes_is_read(tmp_path: Path, made: CalibrationTable) -> None:
+    """As versions wrote it that knew caches of tables alone."""
+    path, beside = write_cache(tmp_path / "m.calib", CalibrationCache.from_table(made), made)
+    document = json.loads(beside.read_text())
+    del document["shapes"]
+    beside.write_text(json.dumps(document))
+    provenance = read_cache_provenance(path)
+    assert provenance is not None
+    assert provenance.shapes == {}
 
 
 def test_an_interrupted_write_leaves_no_provenance_of_another(

@@ -14,6 +14,7 @@ from bad_case import args
 from cli_bench import PASSING, Bench, Cli, graph_model, tiny_cnn, value, weight
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
+from project_tree import ROOT
 
 from quantlab.degradation import DegradationCode
 from quantlab.errors import ExitCode
@@ -203,8 +204,17 @@ EXAMPLES = {
 }
 
 
+ELSEWHERE = {
+    DegradationCode.CACHE_REJECTED: "trt10/test_calibrator_cache.py",
+    DegradationCode.DROPPED_SAMPLES: "trt10/test_calibrators.py",
+}
+"""Codes that come about in a build by TensorRT alone, with the tests of them."""
+
+
 def test_every_code_is_here() -> None:
-    assert EXAMPLES.keys() == set(DegradationCode)
+    assert sorted([*EXAMPLES, *ELSEWHERE]) == sorted(DegradationCode)
+    for code, path in ELSEWHERE.items():
+        assert f"DegradationCode.{code.name}" in (ROOT / "tests" / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=str)
