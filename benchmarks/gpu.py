@@ -13,7 +13,7 @@ outputs on the GPU. What cannot be built or run is in the result by name, with t
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import sys
 import tempfile
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         degradations = {name: [str(d) for d in e.sidecar.degradations] for name, e in engines.items()}
     return {
         "schema": SCHEMA,
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "model": comparison.model,
         "model_sha256": comparison.model_sha256,
         "table_sha256": table.sha256,

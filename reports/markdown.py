@@ -21,7 +21,7 @@ from quantlab.reports.stability import (
     tensor_cells,
     tensor_headings,
 )
-from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
+from quantlab.reports.table import TABLES, Column, best, device_notes, shown, undecided_latency
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 
@@ -55,8 +55,10 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         origin,
         "",
     ]
-    for title, columns in (("Accuracy drift", DRIFT_COLUMNS), ("Latency and size", LATENCY_COLUMNS)):
+    for title, columns in TABLES:
         visible = shown(columns, comparison)
+        if not visible:
+            continue
         headings = ["variant", *(escape(column.heading) for column in visible)]
         rows = [
             [escape(result.name), *(_cell(column, result, comparison) for column in visible)]
@@ -71,7 +73,10 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         notes.append("Of several outputs, the worst is shown.")
     if comparison.noise_floor is not None:
         notes.append(f"A/A control of latency: {escape(interval(comparison.noise_floor, 3))}.")
-    lines += [" ".join(notes), "", "## Degradations", ""]
+    lines += [" ".join(notes), ""]
+    if warnings := device_notes(comparison):
+        lines += [*(f"- {escape(warning)}" for warning in warnings), ""]
+    lines += ["## Degradations", ""]
     lines += [f"- {escape(str(degradation))}" for degradation in comparison.degradations] or ["None."]
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
 """The columns of every table: the only place that says what a table of a comparison or verdict holds.
 
 `comparison_frame`, `output_frame` and `verdict_frame` are for programs (CSV, notebooks): one typed column for each
-value, its unit in the name. `DRIFT_COLUMNS` and `LATENCY_COLUMNS` are for people (terminal, Markdown).
+value, its unit in the name. `TABLES` is for people (terminal, Markdown).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
+from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution
 from quantlab.reports.cells import EMULATED, MISSING, capped, fixed, interval, mebibytes, significant
 
@@ -118,6 +119,10 @@ def _latency_field(name: str, dtype: str, value: Callable[[Latency], object]) ->
     return Field(name, dtype, lambda result: _of(result.latency, value))
 
 
+def _device_field(name: str, dtype: str, value: Callable[[DeviceFigures], object]) -> Field[VariantResult]:
+    return Field(name, dtype, lambda result: _of(result.device, value))
+
+
 def _count_field(name: str, value: Callable[[Classification], object]) -> Field[VariantResult]:
     return Field(name, _WHOLE, lambda result: _of(result.classification, value))
 
@@ -153,6 +158,16 @@ VARIANT_FIELDS: tuple[Field[VariantResult], ...] = (
     Field("latency_ratio_high", _NUMBER, lambda r: _ratio_bound(r, lambda i: i.high)),
     Field("latency_ratio_confidence", _NUMBER, lambda r: _ratio_bound(r, lambda i: i.confidence)),
     _latency_field("throughput_per_s", _NUMBER, lambda t: t.throughput_per_s),
+    _device_field("device_queries", _WHOLE, lambda d: d.queries),
+    _device_field("device_compute_median_ms", _NUMBER, lambda d: d.compute.median_ms),
+    _device_field("device_compute_p99_ms", _NUMBER, lambda d: d.compute.p99_ms),
+    _device_field("device_latency_median_ms", _NUMBER, lambda d: d.latency.median_ms),
+    _device_field("device_h2d_median_ms", _NUMBER, lambda d: d.h2d.median_ms),
+    _device_field("device_d2h_median_ms", _NUMBER, lambda d: d.d2h.median_ms),
+    _device_field("device_enqueue_median_ms", _NUMBER, lambda d: d.enqueue.median_ms),
+    _device_field("device_throughput_per_s", _NUMBER, lambda d: d.samples_per_s),
+    _device_field("device_graph", _TRUTH, lambda d: d.graph),
+    _device_field("device_transfers", _TRUTH, lambda d: d.transfers),
     Field("size_bytes", _WHOLE, lambda r: r.size_bytes),
     Field("sha256", _TEXT, lambda r: r.sha256),
     Field("table_sha256", _TEXT, lambda r: r.table_sha256),
@@ -274,12 +289,52 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
 """Columns of latency and size for people, after the variant's name."""
 
 
+def _on_device(value: Callable[[DeviceFigures], float], decimals: int = 3) -> Callable[[VariantResult], str]:
+    return lambda result: fixed(_of(result.device, value), decimals)
+
+
+def _device_mode(result: VariantResult) -> str:
+    if result.device is None:
+        return MISSING
+    return f"{'graph' if result.device.graph else 'plain'}, {'with' if result.device.transfers else 'no'} copies"
+
+
+DEVICE_COLUMNS: tuple[Column, ...] = (
+    Column("mode", _device_mode, left=True),
+    Column(
+        "compute ms",
+        _on_device(lambda d: d.compute.median_ms),
+        rank=_negative(lambda r: _of(r.device, lambda d: d.compute.median_ms)),
+    ),
+    Column("p99 ms", _on_device(lambda d: d.compute.p99_ms)),
+    Column("to GPU ms", _on_device(lambda d: d.h2d.median_ms)),
+    Column("back ms", _on_device(lambda d: d.d2h.median_ms)),
+    Column("enqueue ms", _on_device(lambda d: d.enqueue.median_ms)),
+    Column("per s", _on_device(lambda d: d.samples_per_s, 1)),
+    Column("compiled ms", _on_device(lambda d: d.load_ms + d.first_run_ms, 0)),
+)
+"""Columns of the times on the GPU for people, after the variant's name; medians by trtexec's definitions."""
+
+TABLES: tuple[tuple[str, tuple[Column, ...]], ...] = (
+    ("Accuracy drift", DRIFT_COLUMNS),
+    ("Latency and size", LATENCY_COLUMNS),
+    ("On the GPU, by CUDA events", DEVICE_COLUMNS),
+)
+"""Title and columns of each table of a comparison for people; one that has nothing to show is left out."""
+
+
 def shown(columns: Sequence[Column], comparison: Comparison) -> tuple[Column, ...]:
     """The columns that have something to show for some variant."""
     nothing = (MISSING, EMULATED)
     return tuple(
         column for column in columns if any(column.text(result) not in nothing for result in comparison.variants)
     )
+
+
+def device_notes(comparison: Comparison) -> tuple[str, ...]:
+    """What may make the times on a GPU other than the GPU's own, by variant."""
+    warnings = ((result.name, result.device.warnings if result.device else ()) for result in comparison.variants)
+    return tuple(f"{name}: {warning}." for name, found in warnings for warning in found)
 
 
 def best(column: Column, comparison: Comparison) -> frozenset[str]:

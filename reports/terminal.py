@@ -16,7 +16,7 @@ from quantlab.reports.cells import digest, fixed, interval, plain
 from quantlab.reports.format import Format, Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
-from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, Column, best, shown, undecided_latency
+from quantlab.reports.table import TABLES, Column, best, device_notes, shown, undecided_latency
 
 _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     {
@@ -40,8 +40,9 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         f"model {digest(comparison.model_sha256)}, data {digest(comparison.data_sha256)}"
     )
     lines = [*wrap(head, width), ""]
-    for title, columns in (("Accuracy drift", DRIFT_COLUMNS), ("Latency and size", LATENCY_COLUMNS)):
-        lines += _tables(title, shown(columns, comparison), comparison, width, style)
+    for title, columns in TABLES:
+        if visible := shown(columns, comparison):
+            lines += _tables(title, visible, comparison, width, style)
     lines += _legend(comparison, width)
     lines += _degradations(comparison.degradations, width, style)
     return "\n".join(lines) + "\n"
@@ -93,7 +94,7 @@ def _mark(column: Column, result: VariantResult, winners: frozenset[str], compar
 
 def _legend(comparison: Comparison, width: int) -> list[str]:
     notes = []
-    if any(best(column, comparison) for column in (*DRIFT_COLUMNS, *LATENCY_COLUMNS)):
+    if any(best(column, comparison) for _, columns in TABLES for column in columns):
         notes.append("* best of the candidates.")
     if any(undecided_latency(result, comparison.reference) for result in comparison.variants):
         notes.append("~ the interval holds 1: neither faster nor slower was shown.")
@@ -106,7 +107,9 @@ def _legend(comparison: Comparison, width: int) -> list[str]:
             f"Latency: {timed.boundary}, batch {timed.batch_size}, ratio to {comparison.reference}, "
             f"{confidence} % interval; A/A control {interval(comparison.noise_floor, 3)}."
         )
-    return [*wrap(" ".join(notes), width), ""] if notes else []
+    lines = [*wrap(" ".join(notes), width), ""] if notes else []
+    on_device = [line for note in device_notes(comparison) for line in wrap(plain(note), width)]
+    return [*lines, *on_device, ""] if on_device else lines
 
 
 def _degradations(degradations: Sequence[Degradation], width: int, style: Style) -> Iterator[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.engines.sidecar import Sidecar
 from quantlab.engines.variant import Variant
+
+if TYPE_CHECKING:
+    from quantlab.engines.tensorrt.timing import DeviceTimes
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -72,5 +75,28 @@ class Engine(Protocol):
 
         Raises:
             MeasurementError: If the backend fails.
+        """
+        ...
+
+
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """An engine that times itself on its GPU."""
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What made it."""
+        ...
+
+    def time_device(self, inputs: Arrays, *, seconds: float = 3.0, use_graph: bool = False) -> DeviceTimes:
+        """Times of one batch by CUDA events, after a warm-up.
+
+        Args:
+            inputs: Arrays by input name, batch first.
+            seconds: Least time, warm-up excluded.
+            use_graph: Whether compute is launched as a CUDA graph.
+
+        Raises:
+            MeasurementError: If the backend fails, or a graph is wanted and cannot be captured.
         """
         ...

@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 
 from quantlab.datasets import Batch, Dataset, batches
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
-from quantlab.engines.protocol import Engine
+from quantlab.engines.protocol import Arrays, DeviceTimed, Engine
 from quantlab.errors import DataError, EngineMismatch, MeasurementError
 from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
 from quantlab.harness.drift import ClassificationMeter, OutputMeter, classification_output
 from quantlab.harness.environment import environment
 from quantlab.harness.latency import LatencySettings, Timings, time_engines
+from quantlab.harness.trtexec import DeviceFigures, device_figures
 from quantlab.progress import Narrator
+
+_DEVICE_SECONDS = 3.0
+"""Most that one engine is timed on the GPU; trtexec's own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,11 @@ def compare(
     if first is None:
         raise DataError(f"data set {dataset.name} has no samples to compare on")
     timings = _time(ordered, first, settings, narrator)
-    results = tuple(_result(engine, meter, n, timings) for engine, meter in zip(ordered, meters, strict=True))
+    device = _time_device(ordered, first, settings, narrator)
+    results = tuple(
+        _result(engine, meter, n, timings, device.get(engine.sidecar.name))
+        for engine, meter in zip(ordered, meters, strict=True)
+    )
     degradations = [*dataset.degradations, *_overlap(ordered, dataset)]
     for engine in ordered:
         degradations += engine.sidecar.degradations
@@ -165,7 +173,9 @@ class _Meters:
         return outputs, self.classification.result() if self.classification else None
 
 
-def _result(engine: Engine, meters: _Meters, samples: int, timings: Timings | None) -> VariantResult:
+def _result(
+    engine: Engine, meters: _Meters, samples: int, timings: Timings | None, device: DeviceFigures | None
+) -> VariantResult:
     sidecar = engine.sidecar
     outputs, classification = meters.drift(samples)
     return VariantResult(
@@ -181,15 +191,14 @@ def _result(engine: Engine, meters: _Meters, samples: int, timings: Timings | No
         outputs=outputs,
         classification=classification,
         latency=timings.latencies[sidecar.name] if timings else None,
+        device=device,
     )
 
 
 def _time(engines: Sequence[Engine], first: Batch, settings: CompareSettings, narrator: Narrator) -> Timings | None:
     if settings.latency is None:
         return None
-    size = engines[0].sidecar.fixed_batch or settings.latency_batch
-    rows = np.arange(size) % len(first.ids)
-    inputs = {name: np.ascontiguousarray(value[rows]) for name, value in first.inputs.items()}
+    inputs, size = _timed_batch(engines, first, settings)
     narrator.say(f"timing {len(engines)} variants at batch {size} for about {settings.latency.seconds:g} s")
 
     def call_of(engine: Engine) -> object:
@@ -197,6 +206,41 @@ def _time(engines: Sequence[Engine], first: Batch, settings: CompareSettings, na
 
     calls = {engine.sidecar.name: (lambda engine=engine: call_of(engine)) for engine in engines}
     return time_engines(calls, engines[0].sidecar.name, size, settings.latency)
+
+
+def _timed_batch(engines: Sequence[Engine], first: Batch, settings: CompareSettings) -> tuple[Arrays, int]:
+    """The batch that is timed, of repeated samples if there are too few, and its size."""
+    size = engines[0].sidecar.fixed_batch or settings.latency_batch
+    rows = np.arange(size) % len(first.ids)
+    return {name: np.ascontiguousarray(value[rows]) for name, value in first.inputs.items()}, size
+
+
+def _time_device(
+    engines: Sequence[Engine], first: Batch, settings: CompareSettings, narrator: Narrator
+) -> dict[str, DeviceFigures]:
+    """Figures of the engines that can time themselves on a GPU, one after the other, all in one mode.
+
+    Compute is launched as a CUDA graph, so that a small model's figure is the GPU's and not that of the launches; if
+    one of the engines cannot be captured, none is.
+    """
+    timed = [engine for engine in engines if isinstance(engine, DeviceTimed)]
+    if settings.latency is None or not timed:
+        return {}
+    inputs, size = _timed_batch(engines, first, settings)
+    seconds = min(_DEVICE_SECONDS, settings.latency.seconds / len(timed))
+    narrator.say(f"timing {len(timed)} engines on the GPU at batch {size} for {seconds:.2g} s each")
+
+    def figures(*, use_graph: bool) -> dict[str, DeviceFigures]:
+        return {
+            engine.sidecar.name: device_figures(engine.time_device(inputs, seconds=seconds, use_graph=use_graph))
+            for engine in timed
+        }
+
+    try:
+        return figures(use_graph=True)
+    except MeasurementError as error:
+        narrator.say(f"       without CUDA graphs: {error.what}")
+        return figures(use_graph=False)
 
 
 def _overlap(engines: Sequence[Engine], dataset: Dataset) -> list[Degradation]:

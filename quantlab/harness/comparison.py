@@ -9,6 +9,7 @@ from pathlib import Path
 from quantlab.degradation import Degradation
 from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError
+from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution, Precision
 from quantlab.records import from_plain, to_plain
 
@@ -129,6 +130,7 @@ class VariantResult:
         outputs: Numerical drift by output.
         classification: Top-k decisions; None if no output looks like class scores.
         latency: None where latency was not measured.
+        device: Times on the GPU by CUDA events, by trtexec's definitions; None where there are none.
     """
 
     name: str
@@ -143,6 +145,7 @@ class VariantResult:
     outputs: tuple[OutputDrift, ...]
     classification: Classification | None
     latency: Latency | None
+    device: DeviceFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.engines.tensorrt.timing import DeviceTimes
 from quantlab.errors import MeasurementError
+
+if TYPE_CHECKING:
+    from quantlab.engines.tensorrt.timing import DeviceTimes
 
 Floats = NDArray[np.float64]
 
-PERCENTILES = (90.0, 95.0, 99.0)
 ENQUEUE_BOUND = 0.8
 """Share of the median compute time above which the median enqueue time may bound the throughput."""
 UNSTABLE_PERCENT = 2.5
@@ -29,7 +30,9 @@ class Spread:
         max_ms: Largest.
         mean_ms: Mean.
         median_ms: Median; the mean of the middle two of an even number.
-        percentiles_ms: By percentage; an observed value, not interpolated.
+        p90_ms: 90th percentile; as the others an observed value, not interpolated.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
         variation_percent: Standard deviation (of the queries themselves, not of a population) over the mean; infinite
             for a mean of zero.
     """
@@ -38,7 +41,9 @@ class Spread:
     max_ms: float
     mean_ms: float
     median_ms: float
-    percentiles_ms: Mapping[float, float]
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
     variation_percent: float
 
 
@@ -89,21 +94,20 @@ class DeviceFigures:
     warnings: tuple[str, ...]
 
 
-def device_figures(times: DeviceTimes, percentiles: Sequence[float] = PERCENTILES) -> DeviceFigures:
+def device_figures(times: DeviceTimes) -> DeviceFigures:
     """Figures of one measurement.
 
     Args:
         times: Arrays of one length, at least one query.
-        percentiles: Percentages from 0 to 100.
 
     Raises:
-        MeasurementError: If there is no query, or a percentage is none.
+        MeasurementError: If there is no query.
     """
     n = len(times.compute_ms)
     if n == 0 or times.walltime_ms <= 0.0:
         raise MeasurementError("no figures without a timed query", got=f"{n} queries in {times.walltime_ms} ms")
     h2d, compute, d2h, enqueue = (
-        spread(values, percentiles) for values in (times.h2d_ms, times.compute_ms, times.d2h_ms, times.enqueue_ms)
+        spread(values) for values in (times.h2d_ms, times.compute_ms, times.d2h_ms, times.enqueue_ms)
     )
     throughput = n * 1000.0 / times.walltime_ms
     return DeviceFigures(
@@ -113,7 +117,7 @@ def device_figures(times: DeviceTimes, percentiles: Sequence[float] = PERCENTILE
         walltime_s=times.walltime_ms / 1000.0,
         throughput_qps=throughput,
         samples_per_s=throughput * times.batch_size,
-        latency=spread(times.h2d_ms + times.compute_ms + times.d2h_ms, percentiles),
+        latency=spread(times.h2d_ms + times.compute_ms + times.d2h_ms),
         h2d=h2d,
         compute=compute,
         d2h=d2h,
@@ -127,11 +131,11 @@ def device_figures(times: DeviceTimes, percentiles: Sequence[float] = PERCENTILE
     )
 
 
-def spread(values_ms: Floats, percentiles: Sequence[float] = PERCENTILES) -> Spread:
+def spread(values_ms: Floats) -> Spread:
     """Summary of one metric.
 
     Raises:
-        MeasurementError: If there is no value, or a percentage is none.
+        MeasurementError: If there is no value.
     """
     if len(values_ms) == 0:
         raise MeasurementError("no figures without a timed query")
@@ -143,7 +147,9 @@ def spread(values_ms: Floats, percentiles: Sequence[float] = PERCENTILES) -> Spr
         max_ms=float(ordered[-1]),
         mean_ms=mean,
         median_ms=float(np.median(ordered)),
-        percentiles_ms={percentage: percentile(ordered, percentage) for percentage in percentiles},
+        p90_ms=percentile(ordered, 90.0),
+        p95_ms=percentile(ordered, 95.0),
+        p99_ms=percentile(ordered, 99.0),
         variation_percent=deviation / mean * 100.0 if mean > 0.0 else float("inf"),
     )
 

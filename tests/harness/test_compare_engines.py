@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness_data import FunctionEngine, MemoryData
+from harness_data import Arrays, FunctionEngine, MemoryData
 
 from quantlab.degradation import Degradation, DegradationCode
+from quantlab.engines.tensorrt.timing import DeviceTimes, TimingSettings
 from quantlab.errors import DataError, EngineMismatch, MeasurementError
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
@@ -163,3 +164,48 @@ class TestDegradations:
         assert result.outputs[0].non_finite == np.count_nonzero(ROWS > 2) > 0
         assert result.classification is not None
         assert result.classification.agreement == 21 - rows
+
+
+class TimedEngine(FunctionEngine):
+    """An engine that times itself on a GPU that takes half a millisecond; it can refuse to be captured."""
+
+    capturable = True
+
+    def time_device(self, inputs: Arrays, *, seconds: float = 3.0, use_graph: bool = False) -> DeviceTimes:
+        if use_graph and not self.capturable:
+            raise MeasurementError(f"{self.sidecar.name} cannot be captured")
+        n = len(inputs["x"])
+        settings = TimingSettings(seconds=seconds, use_graph=use_graph)
+        column = np.full(4, 0.5)
+        return DeviceTimes(column, column, column, column, 6.0, 1, n, settings, 10.0, 20.0)
+
+
+class TestDeviceTimes:
+    SETTINGS = CompareSettings(
+        batch_size=8, latency_batch=4, latency=LatencySettings(seconds=0.2, warmup_ms=1.0, block_ms=1.0, min_rounds=2)
+    )
+
+    def test_engines_that_can_time_themselves_are_asked(self) -> None:
+        comparison = run(reference(), TimedEngine("tensorrt-fp16", lambda x: x), settings=self.SETTINGS)
+        first, second = comparison.variants
+        assert first.device is None
+        assert second.device is not None
+        assert (second.device.batch_size, second.device.graph, second.device.compute.median_ms) == (4, True, 0.5)
+        assert second.latency is not None, "the host's clock is read too"
+
+    def test_if_one_cannot_be_captured_none_is(self) -> None:
+        other = TimedEngine("tensorrt-int8", lambda x: x)
+        other.capturable = False
+        engines = (reference(), TimedEngine("tensorrt-fp16", lambda x: x), other)
+        comparison = run(*engines, settings=self.SETTINGS)
+        assert [result.device.graph for result in comparison.variants if result.device] == [False, False]
+
+    def test_nothing_is_timed_without_a_budget(self) -> None:
+        comparison = run(reference(), TimedEngine("tensorrt-fp16", lambda x: x))
+        assert [result.device for result in comparison.variants] == [None, None]
+
+    def test_round_trip(self, tmp_path: Path) -> None:
+        comparison = run(reference(), TimedEngine("tensorrt-fp16", lambda x: x), settings=self.SETTINGS)
+        path = tmp_path / "comparison.json"
+        path.write_text(comparison.to_json(), encoding="utf-8")
+        assert Comparison.load(path) == comparison

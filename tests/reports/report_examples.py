@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import functools
 import math
@@ -11,6 +12,7 @@ from quantlab.gate.evaluate import evaluate
 from quantlab.gate.loading import parse_policy
 from quantlab.gate.verdict import Verdict
 from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
+from quantlab.harness.trtexec import DeviceFigures, Spread
 from quantlab.precision import Execution, Precision
 
 POLICY = """
@@ -99,6 +101,36 @@ def comparison() -> Comparison:
             Degradation(DegradationCode.UNREADABLE_SAMPLES, "samples were left out", 1, ("broken.jpg",)),
         ),
     )  # fmt: skip
+
+
+def _device(compute_ms: float, warnings: tuple[str, ...] = ()) -> DeviceFigures:
+    def spread(ms: float) -> Spread:
+        return Spread(0.98 * ms, 1.2 * ms, 1.01 * ms, ms, 1.03 * ms, 1.05 * ms, 1.1 * ms, 1.7)
+
+    total = compute_ms + 0.013
+    return DeviceFigures(
+        2000, 150, 8, 3.0, 1000 / compute_ms, 8000 / compute_ms, spread(total), spread(0.009), spread(compute_ms),
+        spread(0.004), spread(0.0031), 2.0 * compute_ms, True, True, 812.0, 40.5, warnings,
+    )  # fmt: skip
+
+
+@functools.cache
+def gpu_comparison() -> Comparison:
+    """ONNX Runtime on the CPU against two engines on a GPU; what was asked for as FP32 computes in TF32."""
+    first = comparison().variants[0]
+    counts = first.classification
+    drift = OutputDrift("logits", 67.49, 0.9999999, 0.0021, 3.1e-09, 0, False)
+    engines = (
+        VariantResult(
+            "tensorrt-rtx-fp32", "tensorrt-rtx", Precision.FP32, Precision.TF32, "NOT FP32: TF32", Execution.NATIVE,
+            4_595_268, "5" * 64, None, (drift,), counts, None, _device(0.149),
+        ),
+        VariantResult(
+            "tensorrt-rtx-fp16", "tensorrt-rtx", Precision.FP16, Precision.FP16, "26 of 26 layers", Execution.NATIVE,
+            3_850_004, "6" * 64, None, (drift,), counts, None, _device(0.101, ("the compute time is unstable",)),
+        ),
+    )  # fmt: skip
+    return dataclasses.replace(comparison(), variants=(first, *engines), degradations=())
 
 
 @functools.cache

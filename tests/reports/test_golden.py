@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from report_examples import comparison, verdict
+from report_examples import comparison, gpu_comparison, verdict
 
 from quantlab.gate.verdict import Verdict
 from quantlab.harness.comparison import Comparison
 from quantlab.reports import FORMATS, Style, render
 
 GOLDEN = Path(__file__).parent / "golden"
-RESULTS = {"comparison": comparison, "verdict": verdict}
+RESULTS = {"comparison": comparison, "gpu-comparison": gpu_comparison, "verdict": verdict}
 CASES = [(kind, name) for kind, make in RESULTS.items() for name in FORMATS if type(make()) in FORMATS[name].renderers]
 
 
@@ -37,7 +37,7 @@ def test_golden_of_a_narrow_coloured_terminal(kind: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_rendering_a_saved_result_gives_the_same_text(name: str, tmp_path: Path) -> None:
-    for result in (comparison(), verdict()):
+    for result in (comparison(), gpu_comparison(), verdict()):
         if type(result) not in FORMATS[name].renderers:
             continue
         path = tmp_path / "saved.json"
