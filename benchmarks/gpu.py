@@ -76,10 +76,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for backend in ("onnxruntime", *options.backends.split(",")):
             flavour = backend in ("tensorrt", "tensorrt-rtx")
             build = BuildOptions(profiles=({spec.name: largest},)) if flavour else None
-            for precision in PRECISIONS[backend]:
-                name = f"{backend}-{precision}"
+            wanted = [
+                (name, tuple(options.exclude) if name.startswith("int8") and flavour else ())
+                for name in PRECISIONS[backend]
+            ]
+            wanted += [(name, (pattern,)) for name, _, pattern in options.also if flavour]
+            for precision, excluded in wanted:
+                name = f"{backend}-{precision}" + "".join(f" without {pattern}" for pattern in excluded)
                 try:
-                    excluded = tuple(options.exclude) if precision.startswith("int8") and flavour else ()
                     variant = Variant(prepared, backend, Precision(precision), TARGETS["tensorrt"], table, excluded)
                     start = time.perf_counter()
                     (sidecar,) = build_variants([variant], Path(folder), narrator, build)
@@ -125,7 +129,7 @@ def row(result: VariantResult, engine: Engine, facts: dict[str, Any], inputs: An
         feed = {name: np.ascontiguousarray(values[:size]) for name, values in inputs.items()}
         if hasattr(engine, "time_device"):
             for mode, settings in MODES.items():
-                figures = device_figures(engine.time_device(feed, seconds=1.0, **settings))
+                figures = device_figures(engine.time_device(feed, seconds=0.5, **settings))
                 plain["times"][f"{mode}, batch {size}"] = to_plain(figures)
         elif hasattr(engine, "device_call"):
             plain["times"][f"host clock, batch {size}"] = host_times(engine.device_call(feed))
@@ -134,7 +138,7 @@ def row(result: VariantResult, engine: Engine, facts: dict[str, Any], inputs: An
     return plain
 
 
-def host_times(call: Any, seconds: float = 1.0) -> dict[str, float]:
+def host_times(call: Any, seconds: float = 0.5) -> dict[str, float]:
     """Median and 99th percentile of calls, in milliseconds, after 0.2 s of warm-up."""
     times: list[int] = []
     start = time.perf_counter_ns()
@@ -194,6 +198,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--backends", default="tensorrt-rtx,onnxruntime-cuda")
     parser.add_argument("--exclude", action="append", default=[], help="layer that TensorRT's INT8 leaves out")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        type=lambda text: text.partition(":"),
+        metavar="PRECISION:LAYER",
+        help="one more variant of TensorRT, without a layer",
+    )
     parser.add_argument("--optimum", type=int, default=32, help="batch that kernels are chosen for")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--render", type=Path, nargs="+", help="result files to show as Markdown")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantlab import records
 from quantlab.documents import canonical_sha256, dump_json, read_json
 from quantlab.errors import DataError
 from quantlab.files import write_text
+from quantlab.records import from_plain, to_plain
 
 SCHEMA = "quantlab.manifest/1"
 
@@ -67,7 +67,7 @@ class Manifest:
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values for JSON, with the schema name and the digest."""
-        return {"schema": SCHEMA, "sha256": self.sha256, "entries": records.to_plain(self.entries)}
+        return {"schema": SCHEMA, "sha256": self.sha256, "entries": to_plain(self.entries)}
 
     @classmethod
     def from_plain(cls, document: Mapping[str, Any], where: str = "manifest") -> Manifest:
@@ -78,7 +78,7 @@ class Manifest:
         """
         digest = document.get("sha256")
         body = {key: value for key, value in document.items() if key not in ("schema", "sha256")}
-        manifest = records.from_plain(cls, body, where, DataError)
+        manifest = from_plain(cls, body, where, DataError)
         seen: set[str] = set()
         for entry in manifest.entries:
             if entry.id in seen:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab import records
 from quantlab.datasets import geometry
 from quantlab.datasets.inputs import InputSpec, Layout, format_shape
 from quantlab.datasets.normalize import normalize
 from quantlab.documents import canonical_sha256
 from quantlab.errors import ConfigError, DataError
+from quantlab.records import from_plain, to_plain
 
 
 class Resize(StrEnum):
@@ -89,7 +89,7 @@ class Preprocess:
 
     def to_plain(self) -> dict[str, Any]:
         """The fields as plain values, without those that are None."""
-        return {key: value for key, value in records.to_plain(self).items() if value is not None}
+        return {key: value for key, value in to_plain(self).items() if value is not None}
 
     def to_json(self) -> str:
         """One line of JSON, as it travels in a model's metadata."""
@@ -111,7 +111,7 @@ class Preprocess:
         for key in ("mean", "std"):
             if isinstance(plain.get(key), int | float):
                 plain[key] = [plain[key]]
-        return records.from_plain(cls, plain, where)
+        return from_plain(cls, plain, where)
 
     def fitted(self, spec: InputSpec) -> Preprocess:
         """Take what is left open (size, colour, layout) from a model's input, as far as the input states it."""

@@ -40,6 +40,21 @@ def dense(kind: str) -> Choice:
     return lambda node: None if any(a.name == "group" and a.i > 1 for a in node.attribute) else kind
 
 
+def aligned(model: Model, narrow: str = "tf32") -> Choice:
+    """Layers whose channels are multiples of 4, without groups; ``narrow`` where up to 16 channels come in."""
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.proto.graph.initializer}
+
+    def choose(node: NodeProto) -> str | None:
+        shape = weights.get(node.input[1])
+        if shape is None:
+            return "tf32"
+        if dense("tf32")(node) is None or any(size % 4 for size in (shape[:2] if len(shape) == 4 else shape)):
+            return None
+        return narrow if len(shape) == 4 and shape[1] <= 16 else "tf32"
+
+    return choose
+
+
 def besides(last: str, kind: str) -> Choice:
     """All nodes but the one that makes the tensor ``last``."""
     return lambda node: None if last in node.output else kind
@@ -153,9 +168,10 @@ def floats(proto: ModelProto) -> frozenset[str]:
     return frozenset(found)
 
 
-def every_arithmetic(last: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def every_arithmetic(model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names and arguments of engines to tell apart; the name starts with the arithmetic that it has."""
     activations = ("Relu", "HardSwish", "Clip", "Add", "Gemm", "MatMul", "LayerNormalization", "Softmax", "Mul")
+    last = model.proto.graph.output[0].name
     half, short = ({"weights": kind, "inputs": kind} for kind in ("fp16", "bf16"))
     yield "fp32, exact", {}
     yield "fp32, other order", {"stores": everywhere("noise:2e-7")}
@@ -165,6 +181,9 @@ def every_arithmetic(last: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "tf32, other order", {"operands": everywhere("tf32"), "stores": everywhere("noise:1e-6")}
     yield "tf32, cut", {"operands": everywhere("tf32-cut")}
     yield "tf32, dense layers only", {"operands": dense("tf32")}
+    yield "tf32, aligned layers only", {"operands": aligned(model)}
+    yield "tf32, aligned layers, other order", {"operands": aligned(model), "stores": everywhere("noise:1e-6")}
+    yield "tf32, aligned layers, narrow ones cut", {"operands": aligned(model, "tf32-cut")}
     yield "tf32, not in Gemm", {"operands": lambda node: None if node.op_type == "Gemm" else "tf32"}
     yield "fp16, every operator", {**half, "stores": everywhere("fp16")}
     yield "fp16, fused", {**half, "stores": behind("fp16", *activations)}

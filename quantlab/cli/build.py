@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from quantlab.cli import options
 from quantlab.cli.console import Console
+from quantlab.engines.tensorrt.options import BuildFlags
+
+if TYPE_CHECKING:
+    from quantlab.workflow.native_calibration import CalibrationRequest
 
 
 @click.command(short_help="Model and calibration table to engine variants.")
@@ -29,6 +34,7 @@ from quantlab.cli.console import Console
     "--network", metavar="MODULE:FUNCTION", help="TensorRT: Python code that makes the network, in place of a model."
 )
 @options.tensorrt
+@options.calibration
 @options.out("engines")
 @options.common
 def command(
@@ -42,7 +48,8 @@ def command(
     existing: str,
     shapes: tuple[str, ...],
     network: str | None,
-    tensorrt: options.TensorRTFlags,
+    tensorrt: BuildFlags,
+    calibration: options.CalibrationFlags,
     out: Path,
     console: Console,
 ) -> None:
@@ -56,7 +63,6 @@ def command(
     from quantlab.calibrators import CalibrationTable
     from quantlab.documents import dump_json
     from quantlab.engines.tensorrt.flavour import FLAVOURS
-    from quantlab.engines.tensorrt.options import BuildOptions, parse_memory_pools, parse_typing
     from quantlab.engines.tensorrt.profiles import ShapeFlags, parse_shape_flags
     from quantlab.engines.variant import Variant
     from quantlab.errors import ConfigError
@@ -69,34 +75,22 @@ def command(
         parse_precisions,
         target_for,
     )
+    from quantlab.workflow.native_calibration import check_request, open_calibration
     from quantlab.workflow.sources import find_model, open_for_engine, open_model
 
     wanted = parse_precisions(precisions)
     profile, policy = target_for(target), existing_policy(existing)
     flags = parse_shape_flags(shapes)
-    build_options = BuildOptions(
-        profiles=flags.profiles,
-        memory_pools=parse_memory_pools(tensorrt.memory_pool, tensorrt.workspace),
-        timing_cache=tensorrt.timing_cache,
-        optimization_level=tensorrt.optimization_level,
-        version_compatible=tensorrt.version_compatible,
-        hardware_compatibility=tensorrt.hardware_compatibility,
-        compute_capabilities=tuple(filter(None, (tensorrt.compute_capability or "").split(","))),
-        dla_core=tensorrt.dla_core,
-        plugins=tensorrt.plugin,
-        refit=tensorrt.refit,
-        strip_plan=tensorrt.strip,
-        sparse_weights=tensorrt.sparse_weights,
-        typing=parse_typing(tensorrt.typing),
-        max_aux_streams=tensorrt.max_aux_streams,
-    )
+    build_options = tensorrt.options(flags.profiles)
+    request = _calibration_request(calibration)
+    check_request(request, backend, build_options, wanted)
     check_backend(backend, build_options)
     ranges = CalibrationTable.load(table) if table else None
     if ranges is not None and method is not None:
         ranges = ranges.with_method(method)
     if network is not None:
-        if model is not None or flags.imposed:
-            got = "--model" if model is not None else "--shapes with one shape"
+        if model is not None or flags.imposed or request.given:
+            got = "--model" if model is not None else request.given or "--shapes with one shape"
             raise ConfigError("--network makes the network, inputs and all", got=f"{got} too", expected="one of them")
         sidecars = build_networks(network, backend, wanted, out, console, build_options)
     else:
@@ -107,9 +101,25 @@ def command(
         else:
             prepared = open_model(path, imposed, console)
         variants = [Variant(prepared, backend, precision, profile, ranges, exclude, policy) for precision in wanted]
-        sidecars = build_variants(variants, out, console, build_options)
+        native = open_calibration(request, prepared, console)
+        sidecars = build_variants(variants, out, console, build_options, native)
     for sidecar in sidecars:
         for degradation in sidecar.degradations:
             console.warn(degradation)
     text = "\n".join(f"wrote {out / sidecar.file}" for sidecar in sidecars)
     console.result(text, dump_json({"schema": "quantlab.build/1", "engines": [to_plain(s) for s in sidecars]}))
+
+
+def _calibration_request(flags: options.CalibrationFlags) -> CalibrationRequest:
+    from quantlab.errors import ConfigError
+    from quantlab.workflow.native_calibration import CalibrationRequest
+    from quantlab.workflow.sources import DataRequest, thread_count
+
+    if flags.data is None:
+        for flag, value in (("--labels", flags.labels), ("--preprocess", flags.preprocess), ("--limit", flags.limit)):
+            if value is not None:
+                raise ConfigError(f"{flag} is about samples, and there are none", got=str(value), expected="--data too")
+        return CalibrationRequest(None, flags.calibrator, flags.calibration_cache)
+    workers = thread_count(flags.threads)
+    data = DataRequest(flags.data, flags.labels, flags.limit, flags.seed, workers, flags.preprocess)
+    return CalibrationRequest(data, flags.calibrator, flags.calibration_cache)

@@ -28,6 +28,7 @@ from quantlab.cli.console import Console
     show_default=True,
     help="Timing budget; 0 for none.",
 )
+@options.plugin
 @options.threads
 @options.seed
 @options.out("comparison")
@@ -42,6 +43,7 @@ def command(
     batch_size: int,
     latency_batch: int,
     latency_seconds: float,
+    plugin: tuple[str, ...],
     threads: int,
     seed: int,
     out: Path,
@@ -63,7 +65,8 @@ def command(
     request = DataRequest(data, labels, limit, seed, workers, preprocess)
     settings = CompareSettings(batch_size, latency_batch, workers, seed, latency_settings(latency_seconds, seed))
     check_folder(out)
-    comparison = compare_files(engines or (Path("engines"),), reference, request, settings, console)
+    libraries = tuple(map(Path, plugin))
+    comparison = compare_files(engines or (Path("engines"),), reference, request, settings, console, libraries)
     paths = write_comparison(out, comparison)
     for degradation in comparison.degradations:
         console.warn(degradation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import click
 
 from quantlab.cli.console import Console, Loudness
 from quantlab.cli.main import State
+from quantlab.engines.tensorrt.options import BuildFlags
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,12 +22,8 @@ model = click.option("--model", type=PATH, help="FP32 ONNX model. Default: the r
 shapes = click.option(
     "--shapes", multiple=True, metavar="NAME:DIMS", help="Impose an input's shape, for example input:1x3x224x224."
 )
-data = click.option(
-    "--data",
-    required=True,
-    metavar="SOURCE",
-    help="Folder of images, glob, list file, .npz, .npy, IDX file, package.module:factory, or torchvision:NAME.",
-)
+_DATA = "Folder of images, glob, list file, .npz, .npy, IDX file, package.module:factory, or torchvision:NAME."
+data = click.option("--data", required=True, metavar="SOURCE", help=_DATA)
 labels = click.option("--labels", type=PATH, help="CSV with the columns file,label, or one label a line.")
 preprocess = click.option("--preprocess", metavar="NAME|FILE", help="Preset, or a TOML file. Default: the model's own.")
 limit = click.option("--limit", type=int, metavar="N", help="Use a seeded, class-balanced subset of N samples.")
@@ -51,8 +48,13 @@ existing = click.option(
     help="Q/DQ pairs that the model holds: refuse it, or complete: keep them and quantize the rest.",
 )
 backend = click.option(
-    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend to build for."
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME",
+    help="Backend to build for: onnxruntime, onnxruntime-cuda, tensorrt or tensorrt-rtx.",
 )
+plugin = click.option("--plugin", multiple=True, metavar="LIB.so", help="TensorRT: library with own operators.")
 policy = click.option(
     "--policy",
     default="quantlab:default",
@@ -67,30 +69,10 @@ def out(default: str) -> Callable[[F], F]:
     return click.option("-o", "--out", type=PATH, default=default, show_default=True, help="Folder for the outputs.")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRTFlags:
-    """The flags of `tensorrt`, as they were given."""
-
-    workspace: str | None
-    memory_pool: tuple[str, ...]
-    timing_cache: Path | None
-    optimization_level: int | None
-    version_compatible: bool
-    hardware_compatibility: str | None
-    compute_capability: str | None
-    dla_core: int | None
-    plugin: tuple[Path, ...]
-    refit: bool
-    strip: bool
-    sparse_weights: bool
-    typing: str
-    max_aux_streams: int | None
-
-
 _TENSORRT = (
     click.option("--workspace", metavar="SIZE", help="TensorRT: memory that kernels may use, such as 2GiB."),
     click.option("--memory-pool", multiple=True, metavar="POOL:SIZE", help="TensorRT: limit of another memory pool."),
-    click.option("--timing-cache", type=PATH, metavar="FILE", help="TensorRT: kernel timings; read, then written."),
+    click.option("--timing-cache", metavar="FILE", help="TensorRT: kernel timings; read, then written."),
     click.option("--optimization-level", type=int, metavar="N", help="TensorRT: 0 builds fastest, 5 runs fastest."),
     click.option("--version-compatible", is_flag=True, help="TensorRT: later versions may load the engine."),
     click.option(
@@ -100,7 +82,7 @@ _TENSORRT = (
         "--compute-capability", metavar="LIST", help="TensorRT-RTX: GPUs to build for: current, or such as sm89,sm120."
     ),
     click.option("--dla-core", type=int, metavar="N", help="TensorRT 10: run on this DLA, the rest on the GPU."),
-    click.option("--plugin", type=PATH, multiple=True, metavar="LIB.so", help="TensorRT: library with own operators."),
+    plugin,
     click.option("--refit", is_flag=True, help="TensorRT: weights can be exchanged in the engine."),
     click.option("--strip", is_flag=True, help="TensorRT: leave out weights that a refit can bring."),
     click.option("--sparse-weights", is_flag=True, help="TensorRT: allow kernels for 2:4 sparse weights."),
@@ -113,15 +95,69 @@ _TENSORRT = (
 
 
 def tensorrt(function: F) -> F:
-    """Add the flags of TensorRT's builders and pass them as ``tensorrt``."""
+    """Add the flags of TensorRT's builders and pass them as ``tensorrt``, a `BuildFlags`."""
+    return _gather(function, "tensorrt", _TENSORRT, BuildFlags)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFlags:
+    """What is given to TensorRT's own calibration.
+
+    Attributes:
+        data: Source of the samples.
+        labels: Labels file, by which a subset is balanced.
+        preprocess: Preset name or file.
+        limit: Subset of so many samples.
+        seed: Of the subset.
+        threads: Decoders.
+        calibrator: Name of TensorRT's calibrator.
+        calibration_cache: Cache to read or write.
+    """
+
+    data: str | None
+    labels: Path | None
+    preprocess: str | None
+    limit: int | None
+    seed: int
+    threads: int
+    calibrator: str | None
+    calibration_cache: Path | None
+
+
+def calibration(function: F) -> F:
+    """Add the flags of TensorRT's own calibration and pass them as ``calibration``, a `CalibrationFlags`."""
+    flags = (
+        click.option("--data", metavar="SOURCE", help=_DATA),
+        labels,
+        preprocess,
+        limit,
+        seed,
+        threads,
+        click.option(
+            "--calibrator",
+            metavar="NAME",
+            help="TensorRT 10, --typing weak: entropy2 (the default), minmax, entropy or legacy; calibrates on --data.",
+        ),
+        click.option(
+            "--calibration-cache",
+            type=PATH,
+            metavar="FILE",
+            help="TensorRT 10, --typing weak: calibration cache, read if it is there and written if not.",
+        ),
+    )
+    return _gather(function, "calibration", flags, CalibrationFlags)
+
+
+def _gather(function: F, name: str, flags: Sequence[Callable[[Any], Any]], kind: type[Any]) -> F:
+    """Add flags, and pass what they give as one argument of that name and type, whose fields are theirs."""
 
     def wrapped(**arguments: Any) -> Any:
-        given = {field.name: arguments.pop(field.name) for field in fields(TensorRTFlags)}
-        return function(tensorrt=TensorRTFlags(**given), **arguments)
+        given = {field.name: arguments.pop(field.name) for field in fields(kind)}
+        return function(**{name: kind(**given)}, **arguments)
 
     result: Any = functools.update_wrapper(wrapped, function)
-    for option in reversed(_TENSORRT):
-        result = option(result)
+    for flag in reversed(flags):
+        result = flag(result)
     return result  # type: ignore[no-any-return]
 
 

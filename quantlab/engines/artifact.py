@@ -20,6 +20,23 @@ from quantlab.precision import Execution, Precision
 
 
 @dataclass(frozen=True, slots=True)
+class Ranges:
+    """Where the ranges of a quantized variant come from.
+
+    Attributes:
+        method: Method, as the sidecar names it; None if no method chose them.
+        samples: Content hashes of the samples, sorted; empty if they are not known.
+        preprocess_sha256: Hash of their preprocessing, empty for ready tensors; None if it is not known.
+        preprocess: The preprocessing, as JSON; None if it is not known or was assumed.
+    """
+
+    method: str | None = None
+    samples: tuple[str, ...] = ()
+    preprocess_sha256: str | None = None
+    preprocess: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """A finished engine file, as its builder knows it.
 
@@ -35,6 +52,7 @@ class Made:
         session: Options that the backend must be given to run it.
         engine: The making of a compiled engine.
         degradations: Of the build itself.
+        ranges: Ranges that stand in place of the variant's table; None for those of the table.
     """
 
     name: str
@@ -48,6 +66,7 @@ class Made:
     session: Mapping[str, str] = field(default_factory=dict)
     engine: EngineRecord | None = None
     degradations: tuple[Degradation, ...] = ()
+    ranges: Ranges | None = None
 
 
 def quantized_graph(variant: Variant) -> Quantized:
@@ -78,13 +97,17 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
         OutputError: If it cannot be written.
     """
     source = variant.prepared.model
-    table = variant.table if variant.calibrated else None
+    table = variant.table if variant.calibrated and made.ranges is None else None
+    ranges = made.ranges or Ranges(
+        variant.method,
+        table.provenance.samples if table else (),
+        table.provenance.preprocess_sha256 if table else None,
+        stated_preprocess(variant.table) if variant.table else None,
+    )
     degradations = [*variant.prepared.degradations, *made.graph.degradations, *made.degradations]
     degradations += table.degradations if table else ()
     if made.proved is not variant.precision:
-        found = made.proved or "nothing"
-        message = f"{made.name}: requested {variant.precision}, proved {found}: {made.proof}"
-        degradations.append(Degradation(DegradationCode.PRECISION_NOT_PROVED, message))
+        degradations.append(not_proved(made.name, variant.precision, made.proved, made.proof))
     sidecar = Sidecar(
         name=made.name,
         file=made.path.name,
@@ -96,14 +119,14 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
         proof=made.proof,
         execution=made.execution,
         target=variant.target.name if variant.quantized else None,
-        method=variant.method,
+        method=ranges.method,
         excluded=made.graph.excluded,
         model=source.path.name if source.path else source.name,
         model_sha256=source.sha256,
         graph_sha256=variant.prepared.graph_sha256,
         table_sha256=table.sha256 if table else None,
-        calibration_samples=table.provenance.samples if table else (),
-        preprocess_sha256=table.provenance.preprocess_sha256 if table else None,
+        calibration_samples=ranges.samples,
+        preprocess_sha256=ranges.preprocess_sha256,
         shapes=variant.prepared.shapes,
         fixed_batch=variant.prepared.fixed_batch,
         environment=made.environment,
@@ -113,11 +136,18 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
         session=made.session,
         inputs=_inputs(source),
         classes=class_count(source),
-        preprocess=(stated_preprocess(variant.table) if variant.table else None) or own_preprocess(source.metadata),
+        preprocess=ranges.preprocess or own_preprocess(source.metadata),
         engine=made.engine,
+        float32=made.graph.float32,
     )
     write_sidecar(made.path, sidecar)
     return sidecar
+
+
+def not_proved(name: str, requested: Precision, proved: Precision | None, proof: str) -> Degradation:
+    """The degradation of an engine that is not proved to be what was asked for."""
+    message = f"{name}: requested {requested}, proved {proved or 'nothing'}: {proof}"
+    return Degradation(DegradationCode.PRECISION_NOT_PROVED, message)
 
 
 def _inputs(model: Model) -> tuple[InputSpec, ...]:

@@ -14,7 +14,9 @@ from quantlab.engines.protocol import Arrays
 from quantlab.errors import EngineMismatch, ModelError, QuantlabError
 from quantlab.graph.checks import WEIGHTED_OPS
 from quantlab.graph.double import Rounding, open_double
+from quantlab.graph.double_operands import is_aligned, is_narrow, weighted_nodes
 from quantlab.graph.half import FORMATS, to_half
+from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import Model, Optimization, model_outputs, open_session, tensor_array
 from quantlab.graph.session import first_line
 from quantlab.precision import Precision
@@ -22,7 +24,9 @@ from quantlab.precision import Precision
 MAX_VALUES = 100_000
 """Most values of one output that are kept, all calls together."""
 
-TRUTH, FP32, FP32_UNFUSED, TF32, TF32_TRUNCATED = "truth", "fp32", "fp32-unfused", "tf32", "tf32-truncated"
+TRUTH, FP32, FP32_UNFUSED = "truth", "fp32", "fp32-unfused"
+TF32, TF32_TRUNCATED = "tf32", "tf32-truncated"
+TF32_ALIGNED, TF32_NARROW_CUT = "tf32-aligned", "tf32-narrow-cut"
 FP16, FP16_TAIL, FP16_WEIGHTS = "fp16", "fp16-float-tail", "fp16-weights"
 BF16, BF16_TAIL, BF16_WEIGHTS = "bf16", "bf16-float-tail", "bf16-weights"
 OWN, OWN_TF32 = "own", "own-tf32"
@@ -165,17 +169,28 @@ class Emulation:
         return True
 
     def take_truth(self) -> str:
-        """Float64 if it runs and is no nonsense, with truncated TF32; else the unfused float32."""
+        """Float64 if it runs and is no nonsense, with the TF32 of further kernels; else the unfused float32."""
         plain = self.expected[FP32_UNFUSED]
         if self.take(TRUTH, lambda: open_double(self.model).run):
             truth = self.expected[TRUTH]
             scale = float(np.linalg.norm(truth[np.isfinite(truth)]))
             if bool(np.isfinite(truth).all()) and float(np.linalg.norm(plain - truth)) <= _DISTRUST * scale:
                 self.take(TF32_TRUNCATED, lambda: open_double(self.model, Rounding.TF32_TRUNCATED).run)
+                self._take_shapes()
                 return FLOAT64_REFERENCE
             self.notes.append("float64 differs from float32 by more than rounding explains and was not used")
         self.expected[TRUTH] = plain
         return FLOAT32_REFERENCE
+
+    def _take_shapes(self) -> None:
+        """TF32 where shapes decide on the kernels, if they make a difference."""
+        graph = self.model.proto.graph
+        index = GraphIndex(graph)
+        aligned = [node for node in weighted_nodes(graph) if is_aligned(index, node)]
+        if aligned and len(aligned) < len(weighted_nodes(graph)):
+            self.take(TF32_ALIGNED, lambda: open_double(self.model, Rounding.TF32_ALIGNED).run)
+        if any(is_narrow(index, node) for node in aligned):
+            self.take(TF32_NARROW_CUT, lambda: open_double(self.model, Rounding.TF32_NARROW_CUT).run)
 
     def take_half(self, precision: Precision) -> None:
         """A 16-bit format as it is emulated, with a float32 tail, and in the weights alone."""

@@ -5,7 +5,8 @@ from formats of 10 mantissa bits (about 1e-3) and of 7 (about 1e-2). TF32 and FP
 one size; three things tell them apart. Outputs that were stored in 16 bits are numbers of that format, which others
 are by chance only once in 8,192 or 65,536. The rounding of weights and inputs is the same in every engine of an
 arithmetic, so its errors correlate with those of the emulation: closely in shallow networks, less the deeper they are.
-And rounding alone cannot be much larger or smaller than emulated.
+And rounding alone cannot be much larger or smaller than emulated. What real kernels do with the shapes of layers is
+emulated too, because it decides on the direction: see docs/adr/012-fingerprint.md.
 
 Nothing is decided by one of these where another contradicts it. What remains possible is listed, and a precision is
 named only if a single one does.
@@ -20,19 +21,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.engines.arithmetics import PRECISIONS, RULES, SHALLOW, TAILS, spoken
 from quantlab.engines.emulation import (
     BF16,
-    BF16_TAIL,
     BF16_WEIGHTS,
     FLOAT64_REFERENCE,
     FP16,
-    FP16_TAIL,
     FP16_WEIGHTS,
     FP32,
     FP32_UNFUSED,
     OWN,
     OWN_TF32,
-    TF32,
     TF32_TRUNCATED,
     TRUTH,
     Values,
@@ -48,36 +47,11 @@ _FP32_MULTIPLE = 100.0
 _FP32_SHARE = 0.03
 """Most that an FP32 engine may err, as a share of the least error that a shorter format would make."""
 
-_SHALLOW, _DEEP = 0.3, 0.8
-"""Least correlation with an emulation whose roundings decorrelate with depth, and with one that is reproducible."""
-
 _MARGIN = 0.2
 """Correlation by which one arithmetic must lead to exclude another; it must also be three standard errors."""
 
 _CLOSE, _EXPLAINED = 0.9, 0.1
 """In shallow networks instead: least correlation, and most that it may leave unexplained of what the other leaves."""
-
-_RULES: Mapping[str, tuple[float, float, float]] = {
-    TF32: (0.3, 3.0, _SHALLOW),
-    TF32_TRUNCATED: (0.5, 2.0, _DEEP),
-    FP16: (0.55, 4.0, _SHALLOW),
-    FP16_TAIL: (0.55, 4.0, _SHALLOW),
-    BF16: (0.4, 2.5, _SHALLOW),
-    BF16_TAIL: (0.4, 2.5, _SHALLOW),
-}
-"""Least and largest error in errors of the emulation, and least correlation with it."""
-
-_PRECISIONS: Mapping[str, Precision] = {
-    FP32: Precision.FP32,
-    TF32: Precision.TF32,
-    TF32_TRUNCATED: Precision.TF32,
-    FP16: Precision.FP16,
-    FP16_TAIL: Precision.FP16,
-    BF16: Precision.BF16,
-    BF16_TAIL: Precision.BF16,
-}
-
-_TAILS = (FP16_TAIL, BF16_TAIL)
 
 _STORED_RULE = (0.4, 4.0)
 """Least and largest error in errors of the emulation, where the outputs are numbers of the format."""
@@ -87,6 +61,10 @@ _OWN_SIZES = (0.6, 1.6)
 
 _STEADY, _REPRODUCED = 0.7, 0.75
 """Correlation of two emulations of a quantized graph from which its errors are reproducible, and least share of it."""
+
+_SOME_LAYERS, _ALL_LAYERS = 0.4, 2.0
+"""Least error in errors of the emulation that errs least, and largest in those of the one that errs most, to call an
+engine TF32 by size alone."""
 
 _MIN_VALUES = 8
 """Values off a format's grid in FP32 that must be on it, to take the outputs for stored in the format."""
@@ -122,6 +100,9 @@ class Fingerprint:
         follows_own: Whether it computes what the variant's own graph says; None if there is no such graph.
         reference: What it was compared with: ``float64``, or ``float32 on the CPU``.
         values: Number of output values compared.
+        multiple: The error in errors of FP32; NaN if outputs are not finite.
+        sizes: FP32 or TF32, if an engine whose types leave nothing else can err so much in it, be it in some layers
+            alone. Empty if the outputs show 16-bit values.
     """
 
     precision: Precision | None
@@ -132,6 +113,8 @@ class Fingerprint:
     follows_own: bool | None
     reference: str
     values: int
+    multiple: float = math.nan
+    sizes: tuple[Precision, ...] = ()
 
 
 def fingerprint(probe: Probe, outputs: Mapping[str, NDArray[np.generic]]) -> Fingerprint:
@@ -212,8 +195,19 @@ class _Judgement:
         text = self._text(precision, possible, imitation, follows)
         return Fingerprint(
             precision, text, self.size / self.scale, tuple(self.matches.values()), possible, follows,
-            self.probe.reference, self.values.size,
+            self.probe.reference, self.values.size, self.size / self.floor, () if imitation else self._sizes(),
         )  # fmt: skip
+
+    def _sizes(self) -> tuple[Precision, ...]:
+        """FP32 or TF32, if it can err so much in some of the layers or all."""
+        short = [m for m in self.matches.values() if PRECISIONS.get(m.arithmetic) is Precision.TF32]
+        if self.stored is not None or not short:
+            return ()
+        least, most = (pick(m.relative_error for m in short) * self.scale for pick in (min, max))
+        found = [Precision.FP32] if self.size <= _FP32_MULTIPLE * self.floor else []
+        if self.size > _FP32_MULTIPLE * self.floor and _SOME_LAYERS * least <= self.size <= _ALL_LAYERS * most:
+            found.append(Precision.TF32)
+        return tuple(found)
 
     def _match(self, name: str) -> Match:
         error = self.usable[name] - self.truth
@@ -225,7 +219,7 @@ class _Judgement:
     def _precision(self, match: Match) -> Precision | None:
         if match.arithmetic in (OWN, OWN_TF32):
             return self.probe.own_precision
-        return _PRECISIONS.get(match.arithmetic)
+        return PRECISIONS.get(match.arithmetic)
 
     def _stored_format(self) -> Precision | None:
         """The 16-bit format that all outputs are numbers of, though FP32 outputs would not be."""
@@ -259,9 +253,9 @@ class _Judgement:
 
     def _fitting(self) -> dict[str, Match]:
         """Arithmetics that the size of the error, its direction and the outputs' format do not exclude."""
-        shorter = [self.matches[name] for name in _RULES if name in self.matches]
+        shorter = [self.matches[name] for name in RULES if name in self.matches]
         if self.size <= _FP32_MULTIPLE * self.floor and self.stored is None and FP32 in self.matches:
-            whole = [match for match in shorter if match.arithmetic not in _TAILS]
+            whole = [match for match in shorter if match.arithmetic not in TAILS]
             like = [match for match in whole if self.size > _FP32_SHARE * match.relative_error * self.scale]
             return {match.arithmetic: match for match in (self.matches[FP32], *like)}
         allowed = [match for match in shorter if self._allowed(match)]
@@ -273,11 +267,11 @@ class _Judgement:
         """Whether size and direction of the error and the outputs' format allow an arithmetic."""
         if match.relative_error * self.scale * _FP32_SHARE <= self.floor:
             return False  # this arithmetic is too close to FP32 on this model
-        low, high, least = _RULES[match.arithmetic]
+        low, high, least = RULES[match.arithmetic]
         if self.stored is not None:
             low, high = _STORED_RULE
             least = -1.0
-            if self._precision(match) is not self.stored or match.arithmetic in _TAILS:
+            if self._precision(match) is not self.stored or match.arithmetic in TAILS:
                 return False
         return low <= match.ratio <= high and match.correlation >= least - self.chance
 
@@ -285,9 +279,9 @@ class _Judgement:
         """Whether the direction of the error means something; the outputs' format and FP32's size do without it."""
         if match.arithmetic == FP32 or (self.stored is not None and self._precision(match) is self.stored):
             return True
-        if match.arithmetic not in _RULES:
+        if match.arithmetic not in RULES:
             return False
-        return match.correlation >= max(_RULES[match.arithmetic][2], min(0.95, self.chance))
+        return match.correlation >= max(RULES[match.arithmetic][2], min(0.95, self.chance))
 
     def _own_matches(self) -> list[Match]:
         """The matches with the variant's own graph that its size allows."""
@@ -315,7 +309,7 @@ class _Judgement:
         if own_precision in FORMATS:
             if self.stored is not None:
                 return self.stored is own_precision
-            return True if best.correlation >= max(_SHALLOW, self.chance) else None
+            return True if best.correlation >= max(SHALLOW, self.chance) else None
         steadiness = self._steadiness()
         if steadiness >= _STEADY:
             return best.correlation >= _REPRODUCED * steadiness
@@ -346,19 +340,19 @@ class _Judgement:
         reference = self.probe.reference
         truth = "float64" if reference == FLOAT64_REFERENCE else f"the reference, {reference}"
         parts = [f"error {self.size / self.scale:.1e} against {truth}: {self._times(self.size / self.floor)} FP32's"]
-        names = [name for name in (*_RULES, OWN, OWN_TF32) if name in self.matches]
+        names = [name for name in (*RULES, OWN, OWN_TF32) if name in self.matches]
         if TF32_TRUNCATED in names and not 0.3 <= self.matches[TF32_TRUNCATED].ratio <= 3.0:
             names.remove(TF32_TRUNCATED)
         if precision is Precision.FP32:
             names = [OWN] if OWN in self.matches else []
         matches = [self.matches[name] for name in names if math.isfinite(self.matches[name].ratio)]
         best = {
-            _spoken(m.arithmetic): m
+            spoken(m.arithmetic): m
             for m in sorted(matches, key=lambda m: m.correlation)  # the last stays
         }
         shown = sorted(best.values(), key=lambda match: -match.correlation)[:2]
         parts += [
-            f"{self._times(match.ratio)} {_spoken(match.arithmetic)}, correlation {match.correlation:.2f}"
+            f"{self._times(match.ratio)} {spoken(match.arithmetic)}, correlation {match.correlation:.2f}"
             for match in shown
         ]
         text = "; ".join(parts)
@@ -379,8 +373,8 @@ class _Judgement:
         return f"{verdict} ({text})"
 
     def _bracket(self) -> str:
-        least = min((self.matches[name].ratio for name in _RULES if name in self.matches), default=0.0)
-        most = max((self.matches[name].ratio for name in _RULES if name in self.matches), default=math.inf)
+        least = min((self.matches[name].ratio for name in RULES if name in self.matches), default=0.0)
+        most = max((self.matches[name].ratio for name in RULES if name in self.matches), default=math.inf)
         if most < 1.0 and self.size > self.floor:
             return "between FP32 and the shorter formats, as if some layers were in one of these"
         if least > 3.0:
@@ -392,9 +386,3 @@ class _Judgement:
         if ratio >= 20:
             return f"{ratio:,.0f} times"
         return f"{ratio:.2f} times" if ratio >= 0.01 else f"{ratio:.0e} times"
-
-
-def _spoken(arithmetic: str) -> str:
-    names = {OWN: "its own graph's", OWN_TF32: "its own graph's", TF32_TRUNCATED: "truncated TF32's"}
-    arithmetic = arithmetic.removesuffix("-float-tail")
-    return names.get(arithmetic, f"{arithmetic.upper()}'s")

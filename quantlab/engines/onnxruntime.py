@@ -40,7 +40,10 @@ class OnnxRuntimeBuilder:
     def supports(self, variant: Variant) -> str | None:
         """See `EngineBuilder.supports`."""
         if variant.precision not in _SUPPORTED:
-            return f"the onnxruntime backend builds {', '.join(_SUPPORTED)}; {variant.precision} is not built yet"
+            return (
+                f"{variant.precision} is for GPUs; here FP16 would be FP32 with roundings in between: "
+                f"build one of {', '.join(_SUPPORTED)}, or use another --backend"
+            )
         return None
 
     def build(self, variant: Variant, folder: Path) -> Path:

@@ -5,7 +5,6 @@ Files are built without a GPU and are portable. Loading one needs a GPU, and nev
 
 from __future__ import annotations
 
-import glob
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +21,10 @@ from quantlab.engines.confirmation import UNTYPED, confirm
 from quantlab.engines.fingerprint import fingerprint
 from quantlab.engines.kernels import session_config, session_options
 from quantlab.engines.onnxruntime_provider import Placement, is_out_of_memory, open_cuda_session, out_of_memory
-from quantlab.engines.probe import make_probe
+from quantlab.engines.probe import is_shorter, prepared_probe
 from quantlab.engines.protocol import Arrays
 from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
-from quantlab.engines.tensorrt.graphs import extremes, typed_graph_of
+from quantlab.engines.typed_variant import typed_graph_of
 from quantlab.engines.variant import Variant, variant_name
 from quantlab.errors import BackendUnavailable, MeasurementError, ModelError
 from quantlab.files import remove_file
@@ -35,7 +34,6 @@ from quantlab.graph.model import load_model, save_model
 from quantlab.graph.proof import prove
 from quantlab.graph.qdq import Quantized
 from quantlab.graph.session import first_line
-from quantlab.graph.typed import to_typed
 from quantlab.precision import Execution, Precision
 from quantlab.versions import build_environment
 
@@ -217,11 +215,9 @@ def _graph(variant: Variant) -> Quantized:
     """The graph whose types state the variant's precision, with only such types as the provider has kernels for."""
     if variant.precision is not Precision.BF16:
         return typed_graph_of(variant)
-    source = variant.prepared.model
-    lacking = [node.name for node in source.proto.graph.node if node.domain or node.op_type not in BFLOAT16_OPS]
-    keep = [glob.escape(name) for name in lacking if name]
-    typed = to_typed(source, Precision.BF16, extremes=extremes(variant.table), keep=keep)
-    return Quantized(typed.proto, (), (), {}, typed.degradations)
+    nodes = variant.prepared.model.proto.graph.node
+    lacking = [node for node in nodes if node.name and (node.domain or node.op_type not in BFLOAT16_OPS)]
+    return typed_graph_of(variant, {node.name: f"no bfloat16 kernel of {node.op_type} in {NAME}" for node in lacking})
 
 
 def _judge(
@@ -229,7 +225,8 @@ def _judge(
 ) -> tuple[Precision | None, str]:
     """What the types prove, and what a run shows if a GPU is here: proved precision, and how, in words."""
     model = variant.prepared.model
-    proof = None if variant.precision in UNTYPED else prove(model.with_proto(proto))
+    is_untyped = variant.precision in UNTYPED
+    proof = None if is_untyped else prove(model.with_proto(proto))
     found = None
     try:
         session, placement = _open_here(path, options, size_bytes)
@@ -238,11 +235,12 @@ def _judge(
     else:
         seen = str(placement)
         try:
-            probe = make_probe(model, proto, threads=1)
+            probe = prepared_probe(variant.prepared, proto, threads=1)
             found = fingerprint(probe, probe.run(_runs(session, path.stem)))
         except ModelError as error:  # such as one without outputs of floats
             seen += f"; no probe: {error.what}"
-    proved, text = confirm(variant.precision, proof, found, None)
+    float32 = is_untyped and not is_shorter(proto)
+    proved, text = confirm(variant.precision, proof, found, None, is_float32=float32)
     return proved, f"{text}; {seen}"
 
 

@@ -5,12 +5,14 @@ An engine that is run on the inputs shows by its errors in which arithmetic it r
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -38,6 +40,7 @@ from quantlab.graph.checks import has_qdq
 from quantlab.graph.double import MAX_MULTIPLICATIONS, multiplications
 from quantlab.graph.half import FORMATS
 from quantlab.graph.model import Model, Optimization
+from quantlab.graph.prepare import Prepared
 from quantlab.graph.proof import prove
 from quantlab.graph.reference import random_feed
 from quantlab.graph.session import first_line
@@ -78,9 +81,11 @@ class Probe:
         sizes: Elements in one call of each float output that is compared, by name.
         expected: float64 arrays [calls, values] by arithmetic: the kept values of all outputs, one after the other.
             ``truth`` is always there; of the others, those that could be emulated: ``fp32``, ``fp32-unfused`` (every
-            operator by itself), ``tf32``, ``tf32-truncated``, ``fp16``, ``fp16-float-tail`` (float32 behind the last
-            weighted layers), ``fp16-weights`` (nothing else rounded), the same of ``bf16``, and ``own``, the variant's
-            own graph, and ``own-tf32``, the same with operands rounded instead of what it stores in 16 bits.
+            operator by itself), ``tf32``, ``tf32-truncated``, ``tf32-aligned`` (in layers of suitable shapes alone),
+            ``tf32-narrow-cut`` (the same, truncated in those of few channels), ``fp16``, ``fp16-float-tail`` (float32
+            behind the last weighted layers), ``fp16-weights`` (nothing else rounded), the same of ``bf16``, and
+            ``own``, the variant's own graph, and ``own-tf32``, the same with operands rounded instead of what it stores
+            in 16 bits.
         reference: What ``truth`` was computed in: ``float64``, or ``float32 on the CPU``.
         own_precision: What the variant's own graph was proved to be; None without one, or if it is a mixture.
         notes: What could not be done, one sentence each.
@@ -148,8 +153,8 @@ def make_probe(
     """Compute what each arithmetic gives on seeded random inputs.
 
     Dynamic batch axes become 1, as in preparation. More than ``samples`` calls are made while the outputs have fewer
-    than `ENOUGH_VALUES` values, up to `MAX_SAMPLES` or the cost that float64 may have. Cost: two runs in float64 and
-    ten in ONNX Runtime for each call; EfficientNet-Lite0 takes about 2 s a call on one core.
+    than `ENOUGH_VALUES` values, up to `MAX_SAMPLES` or the cost that float64 may have. Cost: four runs in float64 and
+    ten in ONNX Runtime for each call; EfficientNet-Lite0 takes about 3 s a call on one core.
 
     Args:
         model: The prepared FP32 model.
@@ -174,6 +179,38 @@ def make_probe(
     return probe_of(model, own, feeds, threads=threads)
 
 
+def prepared_probe(
+    prepared: Prepared,
+    own: ModelProto | None,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
+    threads: int = 0,
+) -> Probe:
+    """As `make_probe`; what does not depend on the variant is computed once for variants of one graph in a row.
+
+    Raises:
+        ConfigError: As for `make_probe`.
+        ModelError: As for `make_probe`.
+    """
+    subject = _Subject(prepared.graph_sha256, tuple(sorted(input_shapes.items())), threads, prepared.model)
+    return _with_own(_probe_without_own(subject), prepared.model, own, threads)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a probe without an own graph depends on; the model itself is known by its hash."""
+
+    graph_sha256: str
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    threads: int
+    model: Model = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _probe_without_own(subject: _Subject) -> Probe:
+    return make_probe(subject.model, None, input_shapes=dict(subject.input_shapes), threads=subject.threads)
+
+
 def probe_of(model: Model, own: ModelProto | None, feeds: Sequence[Arrays], *, threads: int = 0) -> Probe:
     """Compute what each arithmetic gives on the inputs of given calls, all of one shape.
 
@@ -195,18 +232,31 @@ def probe_of(model: Model, own: ModelProto | None, feeds: Sequence[Arrays], *, t
     work.take(TF32, lambda: open_plain(model.with_proto(to_tf32(model)), threads))
     for precision in FORMATS:
         work.take_half(precision)
-    precision_of_own = None
-    if own is not None and (has_qdq(own) or _has_halves(own)):
-        precision_of_own = prove(model.with_proto(own)).precision
-        work.take_own(model.with_proto(own))
     inputs = {name: np.stack([feed[name] for feed in feeds]) for name in feeds[0]}
-    return Probe(inputs, sizes, work.expected, reference, precision_of_own, tuple(work.notes))
+    probe = Probe(inputs, sizes, work.expected, reference, None, tuple(work.notes))
+    return _with_own(probe, model, own, threads)
 
 
-def _has_halves(proto: ModelProto) -> bool:
+def _with_own(probe: Probe, model: Model, own: ModelProto | None, threads: int) -> Probe:
+    """A probe with the variant's own graph besides, if its types differ from the model's."""
+    if own is None or not is_shorter(own):
+        return probe
+    work = Emulation(model, list(probe.feeds()), probe.sizes, threads)
+    work.take_own(model.with_proto(own))
+    precision = prove(model.with_proto(own)).precision
+    expected, notes = {**probe.expected, **work.expected}, (*probe.notes, *work.notes)
+    return dataclasses.replace(probe, expected=expected, own_precision=precision, notes=notes)
+
+
+def is_shorter(proto: ModelProto) -> bool:
+    """Whether a graph is quantized or has 16-bit floats: whether its types say more than FP32 or TF32."""
     halves = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
     casts = (a.i for node in proto.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
-    return any(kind in halves for kind in casts) or any(t.data_type in halves for t in proto.graph.initializer)
+    return (
+        has_qdq(proto)
+        or any(kind in halves for kind in casts)
+        or any(t.data_type in halves for t in proto.graph.initializer)
+    )
 
 
 def save_probe(path: Path, probe: Probe) -> None:

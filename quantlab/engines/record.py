@@ -40,7 +40,8 @@ class EngineRecord:
         onnx_sha256: Hash of the graph given to the parser; empty for a network made by Python code.
         probe: File beside the engine with probe inputs and reference outputs; None if there is none.
         probe_sha256: Hash of that file.
-        layers: What the engine inspector said, in lines for people; empty if no GPU was there.
+        layers: What the engine inspector said, in lines for people; empty if the engine has not been run.
+        stated: What the types of the compiled graph say of the precision, in words; empty if that is not known.
     """
 
     flavour: str
@@ -55,3 +56,4 @@ class EngineRecord:
     probe: str | None = None
     probe_sha256: str | None = None
     layers: tuple[str, ...] = field(default=())
+    stated: str = ""

@@ -54,6 +54,7 @@ class Sidecar:
         classes: Number of classes of the output that holds class scores; None if there is none such.
         preprocess: Preprocessing of its calibration, or else the one that its model states, as JSON; None if unknown.
         engine: The making of a compiled engine; None for files that are portable.
+        float32: Nodes of a 16-bit graph that stay FP32 though nobody excluded them, with the reason.
     """
 
     name: str
@@ -85,6 +86,15 @@ class Sidecar:
     classes: int | None = None
     preprocess: str | None = None
     engine: EngineRecord | None = None
+    float32: Mapping[str, str] = field(default_factory=dict)
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names by what they have in common: their reason up to the details in brackets; that of the most names first."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason.partition(" (")[0], []).append(name)
+    return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
 
 
 def sidecar_path(engine: Path) -> Path:

@@ -12,6 +12,7 @@ from quantlab.precision import Precision
 
 _KINDS = {
     Precision.INT8: QuantizationKind.INT8,
+    Precision.INT8_FP16: QuantizationKind.INT8,
     Precision.INT8_WEIGHTS: QuantizationKind.INT8_WEIGHTS,
     Precision.FP8: QuantizationKind.FP8,
 }
@@ -41,7 +42,10 @@ class Variant:
 
     @property
     def kind(self) -> QuantizationKind | None:
-        """Which operands the Q/DQ writer quantizes; None if it does not write this precision."""
+        """Which operands the Q/DQ writer quantizes; None if it does not write this precision.
+
+        INT8 with FP16 around it has the pairs of INT8; what is around them is typed afterwards.
+        """
         return _KINDS.get(self.precision)
 
     @property

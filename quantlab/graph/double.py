@@ -20,6 +20,7 @@ from scipy import special
 
 from quantlab.errors import ModelError
 from quantlab.graph.checks import WEIGHTED_OPS
+from quantlab.graph.double_operands import DOMAIN, Choice, Cut, aligned_only, everywhere, narrow_cut, round_operands
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import Model, model_outputs
 from quantlab.graph.reference import Arrays
@@ -44,7 +45,6 @@ _UNSAFE_OPS = frozenset({
 })  # fmt: skip
 """Operators that the reference evaluator computes in float32 whatever its inputs, or that draw random numbers."""
 
-_DOMAIN = "quantlab.double"
 _LARGEST = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
 
 
@@ -59,10 +59,10 @@ class Rounding(Enum):
     """Operands of convolutions and matrix products, to 10 mantissa bits, to nearest with ties to even."""
     TF32_TRUNCATED = "tf32-truncated"
     """The same operands, cut to 10 mantissa bits as tensor cores do with raw float32."""
-
-
-_OPERAND_OPS = {Rounding.TF32: "RoundTf32", Rounding.TF32_TRUNCATED: "TruncateTf32"}
-"""Operators of the evaluator that round operands."""
+    TF32_ALIGNED = "tf32-aligned"
+    """To nearest, but only in layers whose shapes TF32 kernels take: see `double_operands.aligned_only`."""
+    TF32_NARROW_CUT = "tf32-narrow-cut"
+    """The same, but cut in convolutions of few channels: see `double_operands.narrow_cut`."""
 
 
 class TooLargeError(ModelError):
@@ -81,7 +81,10 @@ class DoubleSession:
     _evaluator: Any
 
     def run(self, feed: Arrays) -> dict[str, NDArray[np.generic]]:
-        """Run one call.
+        """Run one call, on one thread.
+
+        BLAS would take all cores for products of a few rows: where other work has some of them, its threads wait for
+        each other ten times longer than they compute. It is told so for the process, until the call ends.
 
         Args:
             feed: Inputs by name; float inputs of any width.
@@ -92,9 +95,12 @@ class DoubleSession:
         Raises:
             ModelError: If an operator is not supported, or fails.
         """
+        from threadpoolctl import threadpool_limits
+
         wide = {name: value.astype(np.float64) if _is_float(value) else value for name, value in feed.items()}
         try:
-            values = self._evaluator.run(list(self.outputs), wide)
+            with threadpool_limits(1, "blas"):
+                values = self._evaluator.run(list(self.outputs), wide)
         except Exception as cause:  # the evaluator raises whatever its NumPy code raises
             raise ModelError("the graph does not run in float64", got=first_line(cause)) from cause
         return dict(zip(self.outputs, (np.asarray(value) for value in values), strict=True))
@@ -147,10 +153,18 @@ def to_double(model: Model, rounding: Rounding = Rounding.NONE) -> ModelProto:
             _widen_node(node, model)
     if rounding is Rounding.AS_TYPED:
         _round_stored(graph, index, stored_as)
-    elif rounding in _OPERAND_OPS:
-        _round_operands(graph, index, _OPERAND_OPS[rounding])
-        proto.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
+    elif rounding is not Rounding.NONE:
+        round_operands(graph, index, _choice(rounding, index))
+        proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     return proto
+
+
+def _choice(rounding: Rounding, index: GraphIndex) -> Choice:
+    if rounding is Rounding.TF32_ALIGNED:
+        return aligned_only(index)
+    if rounding is Rounding.TF32_NARROW_CUT:
+        return narrow_cut(index)
+    return everywhere(Cut.TOWARDS_ZERO if rounding is Rounding.TF32_TRUNCATED else Cut.NEAREST)
 
 
 def truncate_tf32(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -277,23 +291,6 @@ def _round_stored(graph: GraphProto, index: GraphIndex, stored_as: Mapping[str, 
     graph.node.extend(nodes)
 
 
-def _round_operands(graph: GraphProto, index: GraphIndex, operator: str) -> None:
-    """Round both operands of every weighted operator of the main graph, in place; each tensor once."""
-    cut: dict[str, str] = {}
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        if node.op_type in WEIGHTED_OPS and node.domain in ("", "ai.onnx"):
-            for position in (0, 1):
-                name = node.input[position]
-                if name not in cut:
-                    cut[name] = index.fresh(f"{name}_operand")
-                    nodes.append(onnx.helper.make_node(operator, [name], [cut[name]], domain=_DOMAIN))
-                node.input[position] = cut[name]
-        nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
 def operators() -> Iterable[Any]:
     """Operators that the evaluator lacks or computes in float32."""
     from onnx.reference.op_run import OpRun
@@ -307,7 +304,7 @@ def operators() -> Iterable[Any]:
     class TruncateTf32(OpRun):  # type: ignore[misc, unused-ignore]
         """See `truncate_tf32`."""
 
-        op_domain = _DOMAIN
+        op_domain = DOMAIN
 
         def _run(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64]]:
             return (truncate_tf32(x),)
@@ -315,7 +312,7 @@ def operators() -> Iterable[Any]:
     class RoundTf32(OpRun):  # type: ignore[misc, unused-ignore]
         """See `round_tf32`."""
 
-        op_domain = _DOMAIN
+        op_domain = DOMAIN
 
         def _run(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64]]:
             with np.errstate(over="ignore"):

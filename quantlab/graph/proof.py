@@ -263,8 +263,16 @@ class _Inspection:
             return Precision.FP32
         order = (Precision.INT8, Precision.FP8, Precision.FP16, Precision.BF16, Precision.TF32)
         common = next((precision for precision in order if precision in both), Precision.FP32)
-        weights = any(Precision.INT8 in origins and name in self._stored for name, origins in operands)
+        weights = any(Precision.INT8 in origins and self._is_stored(name) for name, origins in operands)
         return Precision.INT8_WEIGHTS if weights and common not in _QUANTIZED else common
+
+    def _is_stored(self, tensor: str) -> bool:
+        """Whether a tensor holds a dequantized constant, cast and moved at most."""
+        node = self.index.producer.get(tensor)
+        while tensor not in self._stored and node is not None and node.op_type in _MOVES | {"Cast"}:
+            tensor = node.input[0]
+            node = self.index.producer.get(tensor)
+        return tensor in self._stored
 
     def origins(self, tensor: str) -> frozenset[Precision]:
         """Precisions that a tensor's values are proved to have."""

@@ -45,6 +45,7 @@ class Quantized:
         degradations: Layers that stayed in floating point though neither the caller nor a rule wanted that.
         skipped: Names of the layers that a size limit of the target keeps in floating point, with the reason.
         kept: Names of the layers that were quantized already.
+        float32: Names of the nodes of a 16-bit graph that stay FP32 though nobody excluded them, with the reason.
     """
 
     proto: ModelProto
@@ -54,6 +55,7 @@ class Quantized:
     degradations: tuple[Degradation, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    float32: Mapping[str, str] = field(default_factory=dict)
 
 
 def quantize_model(

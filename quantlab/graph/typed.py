@@ -20,24 +20,19 @@ from quantlab.calibrators.table import CalibrationTable
 from quantlab.degradation import Degradation, DegradationCode
 from quantlab.documents import near_match
 from quantlab.errors import ConfigError
-from quantlab.graph.checks import has_qdq
 from quantlab.graph.cleanup import name_nodes
 from quantlab.graph.half import FORMATS, HalfFormat
 from quantlab.graph.index import GraphIndex, implicit_inputs
 from quantlab.graph.model import Model, tensor_array
 from quantlab.graph.opset import raise_opset
 from quantlab.graph.skeleton import typed_graph
-from quantlab.graph.typed_pairs import QUANTIZERS
 from quantlab.graph.typed_rules import Network, half_tensors, nodes_to_keep
 from quantlab.graph.typed_slots import Slots, find_slots
-from quantlab.graph.typed_values import Values, round_scales
+from quantlab.graph.typed_values import Values
 from quantlab.precision import Precision
 
 _OPSETS = {Precision.FP16: (13, 7), Precision.BF16: (22, 10)}
 """Opset and IR version from which ONNX allows the format in convolutions, pooling and activations."""
-
-_QDQ_OPSET, _QDQ_IR_VERSION = 19, 9
-"""From here on, QuantizeLinear reads and DequantizeLinear makes FP16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +60,10 @@ def to_typed(
     ``If``, ``Loop`` and ``Scan`` stay float32, as do operators of other domains. Which nodes stay and why is in
     `quantlab.graph.typed_rules`.
 
-    With Q/DQ pairs in FP16, ``x -> QuantizeLinear -> DequantizeLinear`` run in FP16 too: int8-fp16, or FP8 with FP16
-    around it. Codes of weights do not change: a scale rounded to FP16 moves a dequantized value by at most 2^-11 of
-    itself, 0.062 steps at the largest code, 127, so that no code would be another one, and adds less than 2 % to the
-    power of the error that rounding to codes made. Scales below 2^-14, where FP16 has fewer bits, stay in FP16 if all
-    scales of the weight together lose no more than 2^-10 of its values, which is so if only dead channels have them; a
-    scale never becomes zero. Else the pair keeps its float32 scales between casts, and so do the other pairs of the
-    same layers.
+    QuantizeLinear and DequantizeLinear stay float32 whatever is around them, so that scales and codes are what they
+    were: an activation is cast to float32, quantized, dequantized and cast back; stored codes are dequantized and cast.
+    TensorRT fuses these casts too, and is wrong with FP16 scales (docs/adr/011-typed-graphs.md). Pairs are not named in
+    ``kept``.
 
     Args:
         model: A prepared float32 model, with or without Q/DQ pairs. Weights become inline. Parts that are 16 bits
@@ -120,10 +112,7 @@ def extremes_of(table: CalibrationTable) -> dict[str, float] | None:
 
 def _raised(proto: ModelProto, precision: Precision) -> ModelProto:
     """A copy at an opset in which the format has all operators."""
-    opset, ir_version = _OPSETS[precision]
-    if has_qdq(proto):
-        opset, ir_version = max(opset, _QDQ_OPSET), max(ir_version, _QDQ_IR_VERSION)
-    raised = raise_opset(proto, opset, ir_version)
+    raised = raise_opset(proto, *_OPSETS[precision])
     if raised is not proto:
         return raised
     result = ModelProto()
@@ -210,11 +199,6 @@ class _Rewriter:
         self.made_as_half = {
             node.output[i] for node, found in zip(self.nodes, self.slots, strict=True) for i in found.outputs
         }
-        self.scales = {
-            node.input[1]
-            for node, found in zip(self.nodes, self.slots, strict=True)
-            if node.op_type in QUANTIZERS and 1 in found.inputs
-        }
         self.names: dict[str, str] = {}
         """Name of the 16-bit form of a tensor, where it is another than the tensor's own."""
         self.floats: dict[str, str] = {}
@@ -257,8 +241,6 @@ class _Rewriter:
                 continue
             # Bounds of Clip, Max and Min may lie beyond the format; the largest number does there what they do.
             value = self._value(name)
-            if name in self.scales:
-                value = round_scales(value, self.half)
             clipped = np.where(np.isfinite(value), np.clip(value, -self.half.largest, self.half.largest), value)
             target = name
             if name in self.read_as_float:

@@ -22,7 +22,8 @@ _EXACT_OPS = SELECTING_OPS | {"DequantizeLinear"}
 def emulate_typed(proto: ModelProto) -> ModelProto:
     """Replace 16-bit tensors by float32 tensors of the same values, with a pair of casts where a value is rounded.
 
-    Values that come from ``DequantizeLinear`` are not rounded: they stand for 8-bit operands. Tensors keep their names;
+    Values that come from ``DequantizeLinear``, cast or not, are not rounded: they stand for 8-bit operands, whose
+    products a runtime scales afterwards. Tensors keep their names;
     inputs and outputs of the graph keep their types, which must not be 16 bits.
 
     Args:
@@ -46,7 +47,7 @@ def emulate_typed(proto: ModelProto) -> ModelProto:
         halves = {i: kind for i, kind in halves.items() if kind in _HALF_TYPES}
         _widen_attributes(node)
         nodes.append(node)
-        if node.op_type in _EXACT_OPS:
+        if node.op_type in _EXACT_OPS or _is_operand(node, index):
             continue
         for i, kind in halves.items():
             name = node.output[i]
@@ -58,6 +59,12 @@ def emulate_typed(proto: ModelProto) -> ModelProto:
     graph.node.extend(nodes)
     del graph.value_info[:]
     return result
+
+
+def _is_operand(node: NodeProto, index: GraphIndex) -> bool:
+    """Whether the node casts dequantized values."""
+    source = index.producer.get(node.input[0]) if node.op_type == "Cast" else None
+    return source is not None and source.op_type == "DequantizeLinear"
 
 
 def _check(graph: GraphProto) -> None:

@@ -13,12 +13,10 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from onnx import NodeProto
 
 from quantlab.graph.half import SELECTING_OPS
 from quantlab.graph.index import GraphIndex
-from quantlab.graph.typed_pairs import QUANTIZERS, scale_groups
 from quantlab.graph.typed_slots import Slots
 from quantlab.graph.typed_values import Values
 from quantlab.precision import Precision
@@ -86,7 +84,7 @@ class Network:
 
 
 def nodes_to_keep(network: Network) -> dict[int, str]:
-    """Positions of the nodes that stay float32, with the reason of each."""
+    """Positions of the nodes that stay float32, with the reason of each, details in brackets."""
     return _Classifier(network).classify()
 
 
@@ -113,7 +111,6 @@ class _Classifier:
                 self.kept[position] = reason
         self._keep_normalizations()
         self._keep_guards()
-        self._keep_pairs()
         self._keep_followers()
         return dict(sorted(self.kept.items()))
 
@@ -142,13 +139,13 @@ class _Classifier:
     def _constants(self, node: NodeProto, slots: Slots) -> Iterator[str]:
         for i in sorted(slots.inputs):
             name = node.input[i]
-            if name not in self.index.initializers or node.op_type in QUANTIZERS:
+            if name not in self.index.initializers:
                 continue
             found = self.values.rounded(name)
             if found.largest > self.half.largest and node.op_type not in ("Clip", "Max", "Min"):
-                yield f"constant {name} reaches {found.largest:.3g}, beyond {self.name}'s {self.half.largest:.6g}"
+                yield f"a constant beyond {self.name}'s largest value ({name} reaches {found.largest:.3g})"
             if i in _FACTORS.get(node.op_type, ()) and self._vanishes(name):
-                yield f"constant {name} is too small for {self.name}: {found.relative_error:.2g} of it is lost"
+                yield f"a constant too small for {self.name} ({name} loses {found.relative_error:.2g} of its values)"
 
     def _vanishes(self, name: str) -> bool:
         """Whether rounding loses more of a constant than it can of normal numbers: twice half a unit."""
@@ -162,12 +159,9 @@ class _Classifier:
             if found is None:
                 continue
             if not found <= self.limit:
-                yield (
-                    f"tensor {name} reaches {found:.4g}: less than {HEADROOM:g} times that is "
-                    f"{self.name}'s largest value, {self.half.largest:.6g}"
-                )
+                yield f"values beyond 1/{HEADROOM:g} of {self.name}'s largest ({name} reaches {found:.4g})"
             if 0 < found < self.smallest_normal and name in self.values.extremes:
-                yield f"tensor {name} stays below {found:.2g}: all its values are subnormal in {self.name}"
+                yield f"values that are all subnormal in {self.name} ({name} stays below {found:.2g})"
 
     def _sums(self, node: NodeProto, slots: Slots) -> Iterator[str]:
         if node.op_type not in _SUMS or not slots.outputs:
@@ -176,11 +170,11 @@ class _Classifier:
         if n is None:
             yield "it sums over axes of unknown size"
         elif n > 2**self.significand:
-            yield f"it sums {n:,} values: a {self.name} sum of more than {2**self.significand:,} ones stops growing"
+            yield f"a {self.name} sum of more than {2**self.significand:,} ones stops growing (it sums {n:,} values)"
         elif node.op_type != "ReduceSum":
             found = self.values.magnitude(node.output[0])
             if found is not None and found * n > self.half.largest:
-                yield f"the sum of {n:,} values behind its mean reaches {found * n:.3g}"
+                yield f"the sum behind its mean is beyond {self.name}'s largest value (it reaches {found * n:.3g})"
 
     def _terms(self, node: NodeProto) -> int | None:
         """How many values each result sums up."""
@@ -208,7 +202,7 @@ class _Classifier:
     def _growth(self, node: NodeProto, slots: Slots) -> Iterator[str]:
         unmeasured = slots.outputs and self.values.magnitude(node.output[0]) is None
         if node.op_type in _GROWING_OPS and unmeasured and self.half.precision is Precision.FP16:
-            yield f"it makes large values of small ones, and how large {node.output[0]} gets was not measured"
+            yield f"it makes large values of small ones, and how large was not measured ({node.output[0]})"
 
     def _keep_normalizations(self) -> None:
         """Keep normalizations that are written out: the mean of squares, its root, and what is divided by it."""
@@ -281,7 +275,7 @@ class _Classifier:
             ]
             readers = list(self._sensitive(node.output[0])) if guards else []
             for member in (node, *readers) if readers else ():
-                self._keep(member, f"{guards[0]}, which keeps a divisor from zero, is too small for {self.name}")
+                self._keep(member, f"what keeps a divisor from zero is too small for {self.name} ({guards[0]})")
         for node in self.nodes:
             if node.op_type == "Log" and self.slots[self.positions[id(node)]].convertible:
                 self._keep_logarithm(node)
@@ -300,36 +294,6 @@ class _Classifier:
         self._keep(node, reason)
         if producer is not None and producer.op_type in ("Softmax", "Sigmoid", "Exp", "Add", "Clip", "Max", "Div"):
             self._keep(producer, reason)
-
-    def _keep_pairs(self) -> None:
-        """Keep pairs whose scale 16 bits cannot hold, and pairs in BF16, whose scales would have 8 bits."""
-        quantizers = [node for node in self.nodes if node.op_type in QUANTIZERS]
-        groups = scale_groups(self.index)
-        reasons = [(node, self._scale_reason(node)) for node in quantizers]
-        found = [(node, reason) for node, reason in reasons if reason is not None]
-        for node, reason in found:
-            self._keep(node, reason)
-        for node, _ in found:
-            for other in groups[id(node)]:
-                self._keep(other, f"a scale of the same layer stays float32, that of {node.name}")
-
-    def _scale_reason(self, node: NodeProto) -> str | None:
-        if self.half.precision is Precision.BF16:
-            return "a BF16 scale of 8 bits would move the largest codes by a quarter of a step"
-        if node.op_type == "QuantizeLinear" and node.input[0] in self.index.initializers:
-            return "it quantizes a constant"
-        scale = self.values.constant(node.input[1])
-        if scale is None or scale.size == 0:
-            return None
-        smallest, largest = float(np.min(np.abs(scale))), float(np.max(np.abs(scale)))
-        if largest > self.half.largest:
-            return f"its scale, {largest:.3g}, overflows {self.name}"
-        lost = self.values.scale_error(node)
-        if lost > 2.0 ** (1 - self.significand):
-            return (
-                f"its scales, from {smallest:.2g} on, are too small for {self.name}: they lose {lost:.2g} of the values"
-            )
-        return None
 
     def _keep_followers(self) -> None:
         """Keep operators that gain nothing from 16 bits and have float32 on all sides: no casts are needed then."""

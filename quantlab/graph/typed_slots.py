@@ -19,6 +19,9 @@ _PARAMETERS: dict[str, tuple[int, ...]] = {"Resize": (1, 2)}
 _NO_BFLOAT16 = frozenset({"HardSwish", "Mish", "ConvTranspose", "GRU"})
 """Operators whose BF16 form TensorRT refuses, in its parser or, of a ConvTranspose, when it builds the engine."""
 
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""They stay float32, between casts: TensorRT's kernels are right with float32 scales (docs/adr/011-typed-graphs.md)."""
+
 _FLOAT_ONLY = {
     "ConstantOfShape": "its output's type is that of an attribute",
     "EyeLike": "its output's type is that of an attribute",
@@ -42,7 +45,7 @@ class Slots:
     Attributes:
         inputs: Positions of float32 inputs that may hold 16 bits.
         outputs: Positions of float32 outputs that may.
-        obstacle: Why none may, in words; None if some may, or the node has no float32 tensors.
+        obstacle: Why none may, in words; None if some may, or the node has no float32 tensors, or is half of a pair.
     """
 
     inputs: frozenset[int] = frozenset()
@@ -68,8 +71,8 @@ def find_slots(node: NodeProto, index: GraphIndex, opset: int, half_type: int) -
     outputs = [i for i, name in enumerate(node.output) if name and index.is_float(name)]
     unknown = [name for name in (*node.input, *node.output) if name and not index.elem_type(name)]
     if unknown:
-        return Slots(obstacle=f"the type of {unknown[0]} is not known")
-    if not inputs and not outputs:
+        return Slots(obstacle=f"a type is not known ({unknown[0]})")
+    if (not inputs and not outputs) or (node.op_type in QUANTIZERS and node.domain in STANDARD_DOMAINS):
         return Slots()
     obstacle = _obstacle(node, half_type)
     if obstacle is not None:
@@ -96,8 +99,6 @@ def _obstacle(node: NodeProto, half_type: int) -> str | None:
         return f"operator {node.op_type} is of the domain {node.domain}"
     if next(subgraphs(node), None) is not None:
         return f"{node.op_type} has a graph of its own, which is not converted"
-    if node.op_type == "DequantizeLinear" and any(a.name == "output_dtype" and a.i for a in node.attribute):
-        return "its output's type is that of an attribute"
     if half_type == TensorProto.BFLOAT16 and node.op_type in _NO_BFLOAT16:
         return f"TensorRT has no bfloat16 form of {node.op_type}"
     return _FLOAT_ONLY.get(node.op_type)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 
 from quantlab.graph.half import SELECTING_OPS, HalfFormat
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import Model, tensor_array
-from quantlab.precision import Precision
 
 _BOUNDED_OPS = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Softsign", "Sin", "Cos"})
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "Mean"})
@@ -91,26 +90,6 @@ class Values:
             for reader in readers
         )
 
-    def scale_error(self, node: NodeProto) -> float:
-        """Root of the summed squared error that a 16-bit scale makes in a quantizer's values, over that of the values.
-
-        Stored codes weigh each channel's scale by the values that it scales, so that dead channels do not count. 0 if
-        the scale is not stored.
-        """
-        scale = self.constant(node.input[1])
-        if scale is None or scale.size == 0:
-            return 0.0
-        exact = np.abs(scale.astype(np.float64)).reshape(-1)
-        error = round_scales(exact.astype(np.float32), self.half) - exact
-        weight = np.ones(exact.shape)
-        codes = self.constant(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-        if codes is not None and codes.ndim > 0 and codes.shape[axis % codes.ndim] == exact.size > 1:
-            others = tuple(i for i in range(codes.ndim) if i != axis % codes.ndim)
-            weight = np.sum(codes.astype(np.float64) ** 2, axis=others)
-        power = float(np.sum(weight * exact**2))
-        return float(np.sqrt(np.sum(weight * error**2) / power)) if power > 0 else 0.0
-
     def _bound(self, tensor: str) -> float | None:
         node = self.index.producer.get(tensor)
         if node is None:
@@ -130,13 +109,6 @@ class Values:
         if scale is None or codes is None or scale.size == 0:
             return None
         return float(np.max(np.abs(scale.astype(np.float64)))) * codes
-
-
-def round_scales(scales: NDArray[np.float32], half: HalfFormat) -> NDArray[np.float32]:
-    """Scales rounded to a format, never to zero: the smallest subnormal number takes its place."""
-    rounded = half.round(scales)
-    smallest = np.float32(2.0**-24 if half.precision is Precision.FP16 else 2.0**-133)
-    return np.asarray(np.where((rounded == 0) & (scales > 0), smallest, rounded), np.float32)
 
 
 def _rounded(value: NDArray[np.float32], half: HalfFormat) -> Rounded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,30 +9,39 @@ from quantlab.calibrators.table import CalibrationTable
 from quantlab.documents import near_match
 from quantlab.engines.onnxruntime import NAME, OnnxRuntimeBuilder
 from quantlab.engines.protocol import EngineBuilder
-from quantlab.engines.sidecar import Sidecar, read_sidecar
+from quantlab.engines.sidecar import Sidecar, by_reason, read_sidecar
+from quantlab.engines.tensorrt.calibration import CALIBRATED, NativeCalibration
 from quantlab.engines.tensorrt.flavour import FLAVOURS, load_flavour
 from quantlab.engines.tensorrt.options import BuildOptions
 from quantlab.engines.variant import Variant
 from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch
 from quantlab.files import check_folder
 from quantlab.graph.existing import ExistingPolicy, check_existing
+from quantlab.graph.half import FORMATS
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import excluded_layers
 from quantlab.graph.targets import TARGETS, QuantizationKind, TargetProfile
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 
+CUDA = "onnxruntime-cuda"
+BACKENDS = (NAME, CUDA, *FLAVOURS)
 PLANNED_BACKENDS = ("openvino",)
-_CUDA = "onnxruntime-cuda"
 
 
-def builder_for(backend: str, options: BuildOptions | None = None, narrator: Narrator | None = None) -> EngineBuilder:
+def builder_for(
+    backend: str,
+    options: BuildOptions | None = None,
+    narrator: Narrator | None = None,
+    calibration: NativeCalibration | None = None,
+) -> EngineBuilder:
     """The builder of a backend.
 
     Args:
         backend: Its name.
         options: For the flavours of TensorRT alone.
         narrator: Told of the progress of long builds.
+        calibration: Calibration by TensorRT itself.
 
     Raises:
         BackendUnavailable: If this version does not have the backend yet.
@@ -42,7 +50,7 @@ def builder_for(backend: str, options: BuildOptions | None = None, narrator: Nar
     if backend in FLAVOURS:
         from quantlab.engines.tensorrt.builder import TensorRTBuilder
 
-        return TensorRTBuilder(backend, options, narrator)
+        return TensorRTBuilder(backend, options, narrator, calibration)
     if options is not None and options != BuildOptions():
         words = [f"--{name}" for name in options.described()] + (["--shapes MIN:OPT:MAX"] if options.profiles else [])
         raise ConfigError(
@@ -50,18 +58,21 @@ def builder_for(backend: str, options: BuildOptions | None = None, narrator: Nar
         )
     if backend == NAME:
         return OnnxRuntimeBuilder()
-    if backend == _CUDA:
+    if backend == CUDA:
         from quantlab.engines.onnxruntime_cuda import OnnxRuntimeCudaBuilder
 
         return OnnxRuntimeCudaBuilder()
     if backend in PLANNED_BACKENDS:
         raise BackendUnavailable(
-            f"the backend {backend!r} is not in this version of quantlab", expected=NAME, hint=f"use --backend {NAME}"
+            f"the backend {backend!r} is not in this version of quantlab",
+            expected=", ".join(BACKENDS),
+            hint=f"use --backend {NAME}",
         )
-    known = (NAME, _CUDA, *FLAVOURS)
-    near = near_match(backend, (*known, *PLANNED_BACKENDS))
+    near = near_match(backend, (*BACKENDS, *PLANNED_BACKENDS))
     raise ConfigError(
-        f"there is no backend {backend!r}", expected=", ".join(known), hint=f"did you mean {near!r}?" if near else None
+        f"there is no backend {backend!r}",
+        expected=", ".join(BACKENDS),
+        hint=f"did you mean {near!r}?" if near else None,
     )
 
 
@@ -167,7 +178,11 @@ def check_table(prepared: Prepared, table: CalibrationTable) -> None:
 
 
 def build_variants(
-    variants: Sequence[Variant], folder: Path, narrator: Narrator, options: BuildOptions | None = None
+    variants: Sequence[Variant],
+    folder: Path,
+    narrator: Narrator,
+    options: BuildOptions | None = None,
+    calibration: NativeCalibration | None = None,
 ) -> list[Sidecar]:
     """Build every variant into ``folder``.
 
@@ -178,6 +193,7 @@ def build_variants(
         folder: Where to.
         narrator: Told of each engine, and of the progress of long builds.
         options: For the flavours of TensorRT alone.
+        calibration: Calibration by TensorRT itself, in place of a table.
 
     Raises:
         BackendUnavailable: If a variant is not supported.
@@ -196,20 +212,24 @@ def build_variants(
         if variant.kind is not None:
             variant.target.limits(variant.kind)
             check_existing(variant.prepared.model, variant.existing)
-            if variant.calibrated:
+            if variant.calibrated and (calibration is None or variant.precision not in CALIBRATED):
                 if variant.table is None:
                     raise ConfigError(
                         f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
                     )
                 check_table(variant.prepared, variant.table)
-            excluded_layers(variant.prepared.model.proto.graph, variant.target, variant.exclude)
+        elif variant.precision in FORMATS and variant.table is not None and variant.backend != NAME:
+            check_table(variant.prepared, variant.table)  # it says what stays FP32
+        excluded_layers(variant.prepared.model.proto.graph, variant.target, variant.exclude)
     sidecars = []
     for variant in variants:
-        path = builder_for(variant.backend, options, narrator).build(variant, folder)
+        path = builder_for(variant.backend, options, narrator, calibration).build(variant, folder)
         sidecar = read_sidecar(path)
         narrator.say(describe_sidecar(sidecar))
         if sidecar.skipped:
             narrator.say(f"       {describe_skipped(sidecar.skipped)}")
+        if sidecar.float32:
+            narrator.say(f"       {describe_float32(sidecar.float32)}")
         sidecars.append(sidecar)
     return sidecars
 
@@ -259,6 +279,14 @@ def describe_sidecar(sidecar: Sidecar) -> str:
 
 def describe_skipped(skipped: Mapping[str, str]) -> str:
     """One line on layers that a target's limits keep in floating point: how many, and how many for each reason."""
-    reasons = Counter(reason.partition(" (")[0] for reason in skipped.values())
-    counted = ", ".join(f"{count} x ({reason})" for reason, count in reasons.most_common())
-    return f"{len(skipped)} of its layers stay in floating point by the target's size limits: {counted}"
+    return f"{len(skipped)} of its layers stay in floating point by the target's size limits: {_counted(skipped)}"
+
+
+def describe_float32(float32: Mapping[str, str]) -> str:
+    """One line on nodes that a 16-bit graph keeps in FP32: how many, and how many for each reason."""
+    stay = "node stays" if len(float32) == 1 else "nodes stay"
+    return f"{len(float32)} {stay} in FP32: {_counted(float32)}"
+
+
+def _counted(reasons: Mapping[str, str]) -> str:
+    return ", ".join(f"{len(names)} x ({reason})" for reason, names in by_reason(reasons).items())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from quantlab.datasets import ResolvedPreprocess
 from quantlab.documents import near_match
 from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
+from quantlab.engines.tensorrt.flavour import FLAVOURS
+from quantlab.engines.tensorrt.options import BuildOptions
 from quantlab.errors import ConfigError, EngineMismatch
 from quantlab.files import is_file, is_folder, write_text
 from quantlab.harness.compare import CompareSettings, compare
@@ -46,18 +49,41 @@ def find_engines(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def load_engines(paths: Sequence[Path], threads: int) -> list[Engine]:
-    """Open engines with the backend that their sidecars name.
+@contextmanager
+def open_engines(
+    paths: Sequence[Path], threads: int, narrator: Narrator | None = None, plugins: tuple[Path, ...] = ()
+) -> Iterator[list[Engine]]:
+    """Open engines with the backend that their sidecars name; those that hold a GPU's memory are closed at the end.
+
+    Args:
+        paths: Engine files.
+        threads: Of each engine on the CPU.
+        narrator: Told what a first run proved.
+        plugins: Libraries with operators that engines of TensorRT use.
 
     Raises:
         EngineMismatch: If a file is not what its sidecar says, or two have the same name.
+        BackendUnavailable: If a backend cannot be used here.
+        ConfigError: If there are plugins, and no engine that could use them.
     """
-    engines = [builder_for(read_sidecar(path).backend).load(path, threads) for path in paths]
-    names = [engine.sidecar.name for engine in engines]
+    sidecars = [read_sidecar(path) for path in paths]
+    names = [sidecar.name for sidecar in sidecars]
     for name in names:
         if names.count(name) > 1:
             raise EngineMismatch(f"two engines are named {name}", hint="compare them in two runs")
-    return engines
+    backends = [sidecar.backend for sidecar in sidecars]
+    if plugins and not set(backends) & set(FLAVOURS):
+        got = ", ".join(dict.fromkeys(backends))
+        raise ConfigError("--plugin is for engines of TensorRT", got=f"engines of {got}", hint="leave --plugin out")
+    with ExitStack() as stack:
+        engines = []
+        for path, backend in zip(paths, backends, strict=True):
+            options = BuildOptions(plugins=plugins) if backend in FLAVOURS else None
+            engine = builder_for(backend, options, narrator).load(path, threads)
+            if isinstance(engine, AbstractContextManager):
+                stack.enter_context(engine)
+            engines.append(engine)
+        yield engines
 
 
 def reference_name(sidecars: Sequence[Sidecar], wanted: str | None) -> str:
@@ -129,11 +155,17 @@ def write_comparison(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
 
 
 def compare_files(
-    engines: Sequence[Path], reference: str | None, request: DataRequest, settings: CompareSettings, narrator: Narrator
+    engines: Sequence[Path],
+    reference: str | None,
+    request: DataRequest,
+    settings: CompareSettings,
+    narrator: Narrator,
+    plugins: tuple[Path, ...] = (),
 ) -> Comparison:
     """Open engine files and data, check that they belong together, and compare.
 
-    The data are fitted to the inputs that the reference engine's sidecar states; it carries the preprocessing too.
+    The data are fitted to the inputs that the reference engine's sidecar states; it carries the preprocessing too. An
+    engine of TensorRT that was never run is run on its probe first: the comparison then says what that proved.
 
     Raises:
         ConfigError: If there is no engine, or no reference.
@@ -141,11 +173,10 @@ def compare_files(
         DataError: If the data cannot be read or do not fit.
         MeasurementError: If an engine fails.
     """
-    paths = find_engines(engines)
-    loaded = load_engines(paths, settings.threads)
-    sidecars = [engine.sidecar for engine in loaded]
-    chosen = reference_name(sidecars, reference)
-    needs = DataNeeds.of_sidecar(next(sidecar for sidecar in sidecars if sidecar.name == chosen))
-    dataset, resolved = open_data(needs, request, narrator)
-    check_preprocess(sidecars, resolved)
-    return compare(loaded, chosen, dataset, settings, narrator)
+    with open_engines(find_engines(engines), settings.threads, narrator, plugins) as loaded:
+        sidecars = [engine.sidecar for engine in loaded]
+        chosen = reference_name(sidecars, reference)
+        needs = DataNeeds.of_sidecar(next(sidecar for sidecar in sidecars if sidecar.name == chosen))
+        dataset, resolved = open_data(needs, request, narrator)
+        check_preprocess(sidecars, resolved)
+        return compare(loaded, chosen, dataset, settings, narrator)

@@ -10,7 +10,7 @@ from pathlib import Path
 from quantlab.calibrators.tensorrt_cache import CalibrationCache
 from quantlab.datasets import METADATA_KEY, preprocess_from_metadata
 from quantlab.engines.record import EngineRecord
-from quantlab.engines.sidecar import SIDECAR_SCHEMA, SIDECAR_SUFFIX, Sidecar, read_sidecar, sidecar_path
+from quantlab.engines.sidecar import SIDECAR_SCHEMA, SIDECAR_SUFFIX, Sidecar, by_reason, read_sidecar, sidecar_path
 from quantlab.errors import DataError
 from quantlab.files import is_file
 from quantlab.graph.model import load_model, model_inputs, model_outputs
@@ -107,6 +107,9 @@ def _sidecar_lines(sidecar: Sidecar) -> list[str]:
     if sidecar.kept:
         lines.append(f"  kept          {len(sidecar.kept)} layers that the model held quantized already")
     lines += [f"  skipped       {layer}: {reason}" for layer, reason in sidecar.skipped.items()]
+    for reason, names in by_reason(sidecar.float32).items():
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        lines.append(f"  in FP32       {len(names)} x ({reason}): {some}")
     lines += [f"  open with     {option} = {value}" for option, value in sidecar.session.items()]
     lines += [f"  degraded      {degradation}" for degradation in sidecar.degradations]
     return lines

@@ -9,6 +9,8 @@ from typing import Any
 
 from quantlab.calibrators.methods import DEFAULT_METHOD
 from quantlab.documents import read_toml
+from quantlab.engines.tensorrt.options import BuildFlags, BuildOptions
+from quantlab.engines.tensorrt.profiles import ShapeFlags, parse_shape_flags
 from quantlab.errors import ConfigError
 from quantlab.graph.existing import ExistingPolicy
 from quantlab.precision import Precision
@@ -58,6 +60,8 @@ class BuildSection:
         target: Q/DQ rules of quantized variants.
         exclude: Names or patterns of layers to keep in floating point.
         existing: What to do with Q/DQ pairs that the model already holds, in calibration too.
+        shapes: Ranges of input shapes for TensorRT, ``NAME:MIN:OPT:MAX`` each, as after ``--shapes``.
+        tensorrt: ``[build.tensorrt]``: options of TensorRT's builders, by the names of the flags.
     """
 
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.INT8)
@@ -65,6 +69,34 @@ class BuildSection:
     target: str = "tensorrt"
     exclude: tuple[str, ...] = ()
     existing: ExistingPolicy = ExistingPolicy.REFUSE
+    shapes: tuple[str, ...] = ()
+    tensorrt: BuildFlags = field(default_factory=BuildFlags)
+
+    def shape_flags(self) -> ShapeFlags:
+        """The ranges of `shapes`.
+
+        Raises:
+            ConfigError: If one is malformed, or is one shape.
+        """
+        flags = parse_shape_flags(self.shapes)
+        if flags.imposed:
+            name, shape = next(iter(flags.imposed.items()))
+            raise ConfigError(
+                f"build.shapes gives input {name!r} one shape", got="x".join(map(str, shape)),
+                expected="a range, NAME:MIN:OPT:MAX", hint="one shape stands under [model.shapes]",
+            )  # fmt: skip
+        return flags
+
+    def options(self, folder: Path) -> BuildOptions:
+        """Options of the builder.
+
+        Args:
+            folder: Of the recipe, to which its files are relative.
+
+        Raises:
+            ConfigError: If a value is wrong.
+        """
+        return self.tensorrt.options(self.shape_flags().profiles, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +185,11 @@ def load_recipe(path: Path) -> Recipe:
             expected=f"schema = {RECIPE_VERSION} as its first line",
         )
     recipe = from_plain(Recipe, document, str(path), ConfigError)
+    try:
+        recipe.build.options(path.parent)
+    except ConfigError as error:
+        what = f"{path}, under [build]: {error.what}"
+        raise ConfigError(what, got=error.got, expected=error.expected, hint=error.hint) from error
     _check_numbers(recipe, path)
     _check_names(recipe, path)
     return recipe
@@ -182,6 +219,8 @@ def _check_names(recipe: Recipe, path: Path) -> None:
         names["calibrate.data"] = recipe.calibrate.data
     if recipe.compare is not None:
         names |= {"compare.data": recipe.compare.data, "compare.labels": recipe.compare.labels}
+    names |= {"build.tensorrt.timing-cache": recipe.build.tensorrt.timing_cache}
+    names |= {f"build.tensorrt.plugin[{i}]": file for i, file in enumerate(recipe.build.tensorrt.plugin)}
     for key, name in names.items():
         if name is not None and "\0" in name:
             raise ConfigError(f"{path}.{key} has a wrong value", got=repr(name), expected="a name without NUL")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.datasets import Dataset, ResolvedPreprocess
+from quantlab.engines.onnxruntime import NAME
 from quantlab.engines.probe import probe_path
-from quantlab.engines.sidecar import sidecar_path
+from quantlab.engines.protocol import Engine
+from quantlab.engines.sidecar import read_sidecar, sidecar_path
+from quantlab.engines.tensorrt.flavour import FLAVOURS, load_flavour
+from quantlab.engines.tensorrt.profiles import ShapeFlags
 from quantlab.engines.variant import Variant
-from quantlab.errors import ConfigError
-from quantlab.files import sha256_file
+from quantlab.errors import BackendUnavailable, ConfigError
+from quantlab.files import is_file, sha256_file
 from quantlab.gate import Verdict, evaluate
 from quantlab.graph.existing import check_existing
 from quantlab.graph.metadata import stated_preprocess
@@ -21,21 +26,23 @@ from quantlab.graph.prepare import Prepared
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.environment import processor_name
+from quantlab.harness.gpus import nvidia_gpus
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
+from quantlab.records import to_plain
 from quantlab.versions import onnxruntime_version
-from quantlab.workflow.build import build_variants, builder_for, target_for
+from quantlab.workflow.build import build_variants, check_backend, target_for
 from quantlab.workflow.calibrate import CalibrateSettings, CalibrationFiles, calibrate, write_calibration
 from quantlab.workflow.compare import (
     check_preprocess,
     latency_settings,
-    load_engines,
+    open_engines,
     reference_name,
     write_comparison,
 )
 from quantlab.workflow.gate import find_policy, write_verdict
 from quantlab.workflow.recipe import CalibrateSection, CompareSection, Recipe, load_recipe
-from quantlab.workflow.sources import DataRequest, open_data, open_model, thread_count
+from quantlab.workflow.sources import DataRequest, open_data, open_for_engine, open_model, thread_count
 from quantlab.workflow.steps import Steps
 
 
@@ -93,7 +100,8 @@ class _Chain:
         self.calibrate_section, self.compare_section = calibrate_section, compare_section
         self.threads = thread_count(recipe.run.threads)
         self.target = target_for(recipe.build.target)
-        builder_for(recipe.build.backend)
+        self.options = recipe.build.options(folder)
+        check_backend(recipe.build.backend, self.options)
         self.calibration = CalibrateSettings(
             calibrate_section.method, calibrate_section.percentile, self.threads, self.target
         )
@@ -103,7 +111,7 @@ class _Chain:
     def run(self, today: dt.date) -> RunResult:
         # Policy and data are opened first, so that a mistake in them does not cost a run.
         policy = find_policy(self.recipe.gate.policy, self.folder)
-        prepared = open_model(self.folder / self.recipe.model.file, self.recipe.model.shapes, self.narrator)
+        prepared = self._open_model()
         check_existing(prepared.model, self.recipe.build.existing)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
         section = self.compare_section
@@ -115,6 +123,13 @@ class _Chain:
         verdict = evaluate(comparison, policy, today)
         judged = write_verdict(self.out, verdict)
         return RunResult(comparison, verdict, (*compared, *judged, *files.all(), self.out / "engines"))
+
+    def _open_model(self) -> Prepared:
+        recipe = self.recipe
+        path = self.folder / recipe.model.file
+        if recipe.build.backend not in FLAVOURS:
+            return open_model(path, recipe.model.shapes, self.narrator)
+        return open_for_engine(path, ShapeFlags(recipe.model.shapes, self.options.profiles), self.narrator)
 
     def _data(
         self, prepared: Prepared, source: str, labels: Path | None, limit: int | None
@@ -163,6 +178,7 @@ class _Chain:
 
     def _build(self, prepared: Prepared, table: CalibrationTable) -> list[Path]:
         section = self.recipe.build
+        place = self._place()
         engines: list[Path] = []
         for precision in dict.fromkeys((Precision.FP32, *section.precisions)):
             variant = Variant(
@@ -173,12 +189,13 @@ class _Chain:
                 "graph": prepared.graph_sha256,
                 "backend": section.backend,
                 "precision": precision.value,
-                "table": table.sha256 if variant.calibrated else None,
+                "table": table.sha256 if variant.calibrated or place else None,  # GPUs' FP16 depends on its extremes
                 "preprocess": stated_preprocess(table),
                 "target": self.target.name if variant.quantized else None,
-                "exclude": list(section.exclude) if variant.quantized else [],
+                "exclude": list(section.exclude) if variant.quantized or place else [],
                 "existing": section.existing.value if variant.quantized else None,
                 "onnxruntime": onnxruntime_version(),
+                **place,
             }
             name = f"build {precision}"
             self.steps.run(name, inputs, self._build_one(variant))
@@ -186,10 +203,23 @@ class _Chain:
             engines.append(next(self.out / file for file in suffixes if not file.endswith((".json", ".data", ".npz"))))
         return engines
 
+    def _place(self) -> dict[str, object]:
+        """What engines for a GPU depend on besides the graph: options, library and GPU; nothing for the CPU's."""
+        backend = self.recipe.build.backend
+        if backend == NAME:
+            return {}
+        found: dict[str, object] = {"gpus": [[gpu.name, gpu.compute_capability, gpu.driver] for gpu in nvidia_gpus()]}
+        if backend in FLAVOURS:
+            options = self.options
+            found["tensorrt"] = load_flavour(backend).version
+            found["options"] = {**options.described(), "profiles": to_plain(options.profiles)}
+            found["plugins"] = [sha256_file(path) for path in options.plugins if is_file(path)]
+        return found
+
     def _build_one(self, variant: Variant) -> Callable[[], Iterable[Path]]:
         def action() -> Iterable[Path]:
             folder = self.out / "engines"
-            (sidecar,) = build_variants([variant], folder, self.narrator)
+            (sidecar,) = build_variants([variant], folder, self.narrator, self.options)
             for degradation in sidecar.degradations:
                 self.narrator.warn(degradation)
             engine = folder / sidecar.file
@@ -202,15 +232,15 @@ class _Chain:
         self, paths: list[Path], dataset: Dataset, resolved: ResolvedPreprocess
     ) -> tuple[Comparison, tuple[Path, ...]]:
         section = self.compare_section
-        engines = load_engines(paths, self.threads)
-        sidecars = [engine.sidecar for engine in engines]
+        sidecars = [read_sidecar(path) for path in paths]
         check_preprocess(sidecars, resolved)
         seed = self.recipe.run.seed
         settings = CompareSettings(section.batch_size, section.latency_batch, self.threads, seed, self.latency)
         written: tuple[Path, ...] = tuple(self.out / f"comparison.{suffix}" for suffix in ("json", "csv", "md"))
 
         def action() -> Iterable[Path]:
-            comparison = compare(engines, reference_name(sidecars, None), dataset, settings, self.narrator)
+            with self._engines(paths) as engines:
+                comparison = compare(engines, reference_name(sidecars, None), dataset, settings, self.narrator)
             return write_comparison(self.out, comparison)
 
         inputs = {
@@ -223,12 +253,33 @@ class _Chain:
             "seed": seed,
             "processor": processor_name(),
             "onnxruntime": onnxruntime_version(),
+            **self._place(),
         }
         self.steps.run("compare", inputs, action)
         comparison = Comparison.load(written[0])
         for degradation in comparison.degradations:
             self.narrator.warn(degradation)
         return comparison, written
+
+    @contextmanager
+    def _engines(self, paths: list[Path]) -> Iterator[list[Engine]]:
+        """The engines, opened.
+
+        Raises:
+            BackendUnavailable: If they were built without the GPU that they need, saying how to go on.
+        """
+        with ExitStack() as stack:
+            try:
+                engines = stack.enter_context(open_engines(paths, self.threads, self.narrator, self.options.plugins))
+            except BackendUnavailable as cause:
+                raise BackendUnavailable(
+                    f"the engines are built and lie in {paths[0].parent}, but cannot be compared here",
+                    got=f"{cause.what}: {cause.got}" if cause.got else cause.what,
+                    expected=f"what {self.recipe.build.backend} needs to run them",
+                    hint="copy that folder and the data to the machine with the GPU, and run there: "
+                    "quantlab compare engines --data DATA",
+                ) from cause
+            yield engines
 
 
 def _is_reference(source: str) -> bool:

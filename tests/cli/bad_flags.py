@@ -171,11 +171,25 @@ FLAGS = (
     ),
     Case("no precision", built, (*BUILD, "--precisions", " , "), USAGE, (r"no precision was named", r"fp32,fp16,int8")),
     Case(
-        "planned precision",
+        "TensorRT's calibration elsewhere",
+        built,
+        (*BUILD, "--data", "images", "--calibrator", "minmax"),
+        USAGE,
+        (r"--data, --calibrator: calibration by TensorRT itself", r"--backend tensorrt --typing weak", r"pass --table"),
+    ),
+    Case(
+        "samples for nothing",
+        built,
+        (*BUILD, "--limit", "5"),
+        USAGE,
+        (r"--limit is about samples, and there are none", r"--data too"),
+    ),
+    Case(
+        "precision of GPUs",
         built,
         (*BUILD, "--precisions", "int8-fp16"),
         NONE,
-        (r"cannot build int8-fp16", r"not built yet"),
+        (r"cannot build int8-fp16", r"is for GPUs", r"another --backend"),
     ),
     Case(
         "int8 without a table",

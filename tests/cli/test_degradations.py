@@ -201,6 +201,12 @@ EXAMPLES = {
     DegradationCode.SATURATED_WEIGHTS: Example(
         _huge_weight, args("build --model net.onnx --precisions fp16"), 1, r"65504.*clipped.*\(w2\)"
     ),
+    DegradationCode.OVERFLOW_NOT_MEASURED: Example(
+        lambda b, _: b.take("net.onnx"),
+        args("build --model net.onnx --backend onnxruntime-cuda --precisions fp16"),  # its builder needs no GPU
+        6,
+        r"FP16 without knowing whether they overflow: there is no calibration table",
+    ),
 }
 
 

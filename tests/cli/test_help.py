@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 import quantlab.cli
 from quantlab.cli.main import PLANNED, VERBS, State, group
 from quantlab.errors import ExitCode
+from quantlab.workflow.build import BACKENDS
 
 _SHARED = ("console", "main", "merging", "options")
 _WITHOUT_OUTPUT_FLAGS = ("completion",)
@@ -94,6 +96,12 @@ def test_a_flag_has_one_help_text() -> None:
             if isinstance(parameter, click.Option) and parameter.opts[0] in ("--data", "--labels", "--seed", "--json"):
                 texts.setdefault(parameter.opts[0], set()).add(str(parameter.help))
     assert {flag: len(found) for flag, found in texts.items()} == dict.fromkeys(texts, 1)
+
+
+def test_every_backend_is_named() -> None:
+    (backend,) = [one for one in COMMANDS["build"].params if one.name == "backend"]
+    assert isinstance(backend, click.Option)
+    assert all(name in re.split(r"[ ,.]+", str(backend.help)) for name in BACKENDS)
 
 
 @pytest.mark.parametrize("verb", PLANNED)

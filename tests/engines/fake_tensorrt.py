@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -362,6 +362,7 @@ def install(
         monkeypatch.setattr(Engine, "create_runtime_config", lambda self: RuntimeConfig(), raising=False)
     module.__version__ = "1.6.1.120" if rtx else "10.16.1.11"
     module.Builder = object
+    module.get_plugin_registry = lambda: SimpleNamespace(all_creators=[])
     module.ILogger, module.Runtime = ILogger, Runtime
     module.DataType, module.TensorIOMode, module.TensorLocation, module.TensorFormat = DataType, Mode, Place, Layout
     module.IOutputAllocator = module.IProfiler = Base

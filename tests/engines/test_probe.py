@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quantlab.engines import emulation
 from quantlab.engines.emulation import FLOAT32_REFERENCE, FP32, MAX_VALUES, OWN, TRUTH, stride
 from quantlab.engines.onnxruntime import variant_graph
-from quantlab.engines.probe import Probe, load_probe, make_probe, probe_of, probe_path, save_probe
+from quantlab.engines.probe import Probe, load_probe, make_probe, prepared_probe, probe_of, probe_path, save_probe
 from quantlab.errors import ConfigError, EngineMismatch, ModelError
 from quantlab.graph.double import open_double
 from quantlab.graph.model import Model, open_session
@@ -42,7 +43,8 @@ def test_holds_inputs_truth_and_every_arithmetic(model: Model, probe: Probe) -> 
     assert probe.reference == "float64"
     assert probe.notes == ()
     assert set(probe.expected) == {
-        "truth", "fp32", "fp32-unfused", "tf32", "tf32-truncated", "fp16", "fp16-float-tail", "fp16-weights", "bf16",
+        "truth", "fp32", "fp32-unfused", "tf32", "tf32-truncated", "tf32-aligned", "tf32-narrow-cut",
+        "fp16", "fp16-float-tail", "fp16-weights", "bf16",
         "bf16-float-tail", "bf16-weights",
     }  # fmt: skip
     session = open_double(model)
@@ -111,6 +113,25 @@ def test_own_graph_that_says_nothing_is_left_out(model: Model) -> None:
     made = make_probe(model, model.proto, threads=1)
     assert OWN not in made.expected
     assert made.own_precision is None
+
+
+def test_variants_of_one_graph_share_what_they_can() -> None:
+    """The same values as each by itself, computed once; another graph or shape has its own."""
+    prepared = prepared_cnn()
+    own = variant_graph(variant(prepared, Precision.INT8)).proto
+    plain = prepared_probe(prepared, None, threads=1)
+    quantized, alone = prepared_probe(prepared, own, threads=1), make_probe(prepared.model, own, threads=1)
+    assert plain.own_precision is None
+    assert OWN not in plain.expected
+    assert quantized.own_precision is Precision.INT8
+    assert quantized.expected[TRUTH] is plain.expected[TRUTH]
+    assert quantized.expected.keys() == alone.expected.keys()
+    for name, values in alone.expected.items():
+        np.testing.assert_array_equal(quantized.expected[name], values)
+    shapes = {"image": (10, 3, 8, 8), "side": (10, 4)}
+    assert prepared_probe(prepared, None, threads=1, input_shapes=shapes).calls == 5
+    other = dataclasses.replace(prepared, graph_sha256="0" * 64)
+    assert prepared_probe(other, None, threads=1).expected[TRUTH] is not plain.expected[TRUTH]
 
 
 def test_many_values_are_thinned_evenly() -> None:

@@ -227,6 +227,11 @@ class TestLog:
         ("Unable to load library: libnvinfer_lean.so.1: cannot open", "lean", "--version-compatible"),
         ("Error Code 35: CUDA driver version is insufficient for CUDA runtime version", "insufficient", "a GPU"),
         ("dtype must be float/half/bf16/fp8", "dtype", "another precision"),
+        (
+            "Myelin (MyelinCheckException: cudnn_impl.cpp:89: CHECK(dtype == myelinTypeFloat || dtype == m) failed.)",
+            "CHECK(dtype == myelinTypeFloat",
+            "TensorRT-RTX 1.7 or later, keep them out with --exclude, or build fp8 or fp16",
+        ),
         ("something that nobody saw before", "something", "--debug"),
     ],
 )

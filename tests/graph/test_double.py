@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import onnx
 import pytest
+import threadpoolctl
 from conftest import Build
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
@@ -120,6 +122,21 @@ def test_truncated_operands_shrink_products(build: Build) -> None:
     x = np.linspace(1, 2, 64, dtype=np.float32)[None]
     ratio = run(proto, {"x": x}, Rounding.TF32_TRUNCATED) / run(proto, {"x": x})
     assert 1 - 2**-9 < ratio.item() < 1 - 2**-12
+
+
+def test_runs_on_one_thread_and_gives_the_others_back(build: Build) -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    class Asked:
+        def run(self, names: list[str], feed: dict[str, NDArray[np.float64]]) -> list[NDArray[np.int64]]:
+            return [np.array(sorted(threads()))]
+
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        session = open_double(Model.of(build.mlp(batch=1)))
+        (inside,) = dataclasses.replace(session, _evaluator=Asked()).run({}).values()
+        assert inside.tolist() == [1]
+        assert threads() == {2}
 
 
 def typed_half(build: Build) -> ModelProto:

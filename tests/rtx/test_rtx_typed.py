@@ -9,7 +9,7 @@ import pytest
 from efficientnet_graph import efficientnet_lite0
 from onnx import ModelProto, TensorProto, helper
 from qdq_checks import UNLIMITED, prepared_sample, quantized, ranges
-from qdq_graphs import GRAPHS, Sketch, residual
+from qdq_graphs import GRAPHS, residual
 from rtx_builder import PACKAGE, REASON, RtxError, build_engine
 from typed_checks import ODD_GRAPHS
 
@@ -129,36 +129,3 @@ class TestRefusals:
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
         with pytest.raises(RtxError, match="activation"):
             build_engine(proto)
-
-    @pytest.mark.parametrize("kind", ["int8", "float8_e4m3fn"])
-    def test_scales_of_two_types_in_one_product(self, kind: str) -> None:
-        """A float32 scale for the weight, cast behind, and an FP16 scale for the activation. Of one type, it builds."""
-        assert build_engine(product(kind, "float16")).size_bytes > 0
-        assert build_engine(product(kind, "float32")).size_bytes > 0
-        with pytest.raises(RtxError, match="type mismatch between matmul operand scales"):
-            build_engine(product(kind, "float16", "float32"))
-
-
-def product(kind: str, activation_scale: str, weight_scale: str | None = None) -> ModelProto:
-    """A product of 8-bit operands in FP16: pairs with float32 scales have casts around them."""
-    s = Sketch(1, 20, 64, opset=19)
-    zero = s.const("zero", 0, dtype_of(kind))
-    scale = s.const("scale", 0.01, dtype_of(activation_scale))
-    scales = s.const("scales", np.full(128, 0.01), dtype_of(weight_scale or activation_scale))
-    codes = s.const("codes", s.rng.integers(-100, 100, (64, 128)), dtype_of(kind))
-
-    def half(source: str) -> str:
-        return s.add("Cast", f"{source}_half", source, to=TensorProto.FLOAT16)
-
-    given = half("x") if activation_scale == "float16" else "x"
-    quantized_x = s.add("QuantizeLinear", "xq", given, scale, zero)
-    left = half(s.add("DequantizeLinear", "xd", quantized_x, scale, zero))
-    zeros = s.const("zeros", np.zeros(128), dtype_of(kind))
-    right = half(s.add("DequantizeLinear", "wd", codes, scales, zeros, axis=1))
-    return s.model(s.add("Cast", "y", s.add("MatMul", "product", left, right), to=TensorProto.FLOAT))
-
-
-def dtype_of(name: str) -> type:
-    import ml_dtypes
-
-    return {"int8": np.int8, "float16": np.float16, "float32": np.float32}.get(name, ml_dtypes.float8_e4m3fn)

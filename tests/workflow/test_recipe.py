@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import click
 import pytest
 
+from quantlab.cli.main import group
+from quantlab.engines.record import Profile
+from quantlab.engines.tensorrt.options import BuildFlags, BuildOptions, Typing
 from quantlab.errors import ConfigError
 from quantlab.graph.existing import ExistingPolicy
 from quantlab.precision import Precision
@@ -101,3 +106,79 @@ def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist") as caught:
         load_recipe(tmp_path / "quantlab.tml")
     assert "quantlab.toml" in str(caught.value.hint)
+
+
+def test_options_of_tensorrt(tmp_path: Path) -> None:
+    """By the names of the flags; files are relative to the recipe."""
+    recipe = load(
+        tmp_path,
+        LEAST
+        + """
+[build]
+backend = "tensorrt"
+shapes = ["image:1x3x8x8:2x3x8x8:4x3x8x8"]
+[build.tensorrt]
+workspace = "2GiB"
+memory-pool = ["tactic-dram:1GiB"]
+timing-cache = "timings"
+optimization-level = 4
+version-compatible = true
+hardware-compatibility = "ampere-plus"
+compute-capability = "sm89,sm120"
+dla-core = 0
+plugin = ["lib/own.so"]
+refit = true
+strip = true
+sparse-weights = true
+typing = "weak"
+max-aux-streams = 2
+""",
+    )
+    profile = Profile((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
+    assert recipe.build.options(tmp_path) == BuildOptions(
+        profiles=({"image": profile},),
+        memory_pools=(("workspace", 2 << 30), ("tactic-dram", 1 << 30)),
+        timing_cache=tmp_path / "timings",
+        optimization_level=4,
+        version_compatible=True,
+        hardware_compatibility="ampere-plus",
+        compute_capabilities=("sm89", "sm120"),
+        dla_core=0,
+        plugins=(tmp_path / "lib/own.so",),
+        refit=True,
+        strip_plan=True,
+        sparse_weights=True,
+        typing=Typing.WEAK,
+        max_aux_streams=2,
+    )
+
+
+def test_none_of_them(tmp_path: Path) -> None:
+    assert load(tmp_path, LEAST).build.options(tmp_path) == BuildOptions()
+
+
+def test_the_recipe_has_every_flag_of_the_command_line() -> None:
+    context = click.Context(group)
+    build = group.get_command(context, "build")
+    assert build is not None
+    flags = {option for one in build.params for option in one.opts}
+    assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(BuildFlags)} <= flags
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[build]\nshapes = ['image:1x3x8x8']", "under [build]: build.shapes gives input 'image' one shape"),
+        ("[build]\nshapes = ['image']", "under [build]: --shapes 'image' is malformed"),
+        ("[build.tensorrt]\noptimization-level = 9", "under [build]: --optimization-level is out of range"),
+        ("[build.tensorrt]\nworkspace = 'much'", "under [build]: --workspace 'much' is malformed"),
+        ("[build.tensorrt]\ntyping = 'strng'", "under [build]: there is no typing 'strng'"),
+        ("[build.tensorrt]\nrefit = 1", "build.tensorrt.refit has a wrong value"),
+        ("[build.tensorrt]\nworkspce = '2GiB'", "workspce"),
+        ('[build.tensorrt]\ntiming-cache = "a\\u0000"', "build.tensorrt.timing-cache has a wrong value"),
+    ],
+)
+def test_wrong_options(text: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, LEAST + text)
+    assert what in caught.value.what

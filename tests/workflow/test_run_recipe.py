@@ -14,11 +14,11 @@ from workflow_data import Project, Recorder
 from quantlab.calibrators import CalibrationCache, CalibrationTable, load_histograms
 from quantlab.datasets import PRESETS, ResolvedPreprocess, preprocess_from_metadata
 from quantlab.engines.sidecar import read_sidecar
-from quantlab.errors import ConfigError, ModelError
+from quantlab.errors import ConfigError, EngineMismatch, ModelError
 from quantlab.gate import Outcome
 from quantlab.graph.model import load_model
 from quantlab.harness.comparison import Comparison
-from quantlab.workflow.compare import check_preprocess, find_engines, load_engines, reference_name
+from quantlab.workflow.compare import check_preprocess, find_engines, open_engines, reference_name
 from quantlab.workflow.run import RunResult
 from quantlab.workflow.sources import DataRequest, open_data
 
@@ -216,8 +216,12 @@ class TestEngines:
     def test_two_of_one_name(self, finished: tuple[Project, RunResult], tmp_path: Path) -> None:
         folder = finished[0].out / "engines"
         shutil.copytree(folder, tmp_path / "copy")
-        with pytest.raises(Exception, match="two engines are named onnxruntime-fp32"):
-            load_engines([folder / "onnxruntime-fp32.onnx", tmp_path / "copy" / "onnxruntime-fp32.onnx"], 1)
+        paths = [folder / "onnxruntime-fp32.onnx", tmp_path / "copy" / "onnxruntime-fp32.onnx"]
+        with (
+            pytest.raises(EngineMismatch, match="two engines are named onnxruntime-fp32"),
+            open_engines(paths, 1),
+        ):
+            pass
 
     def test_reference(self, finished: tuple[Project, RunResult]) -> None:
         sidecars = [read_sidecar(path) for path in find_engines([finished[0].out / "engines"])]

@@ -11,15 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from quantlab.engines.artifact import Made, vouch
+from quantlab.engines.confirmation import UNTYPED
 from quantlab.engines.cuda import DeviceFacts, open_device
 from quantlab.engines.probe import probe_path
 from quantlab.engines.protocol import Engine
 from quantlab.engines.record import EngineRecord
 from quantlab.engines.sidecar import sidecar_path
+from quantlab.engines.tensorrt.calibration import NativeCalibration, NativeRun
 from quantlab.engines.tensorrt.config import Session, TimingCache, add_profiles, load_plugins, make_config
-from quantlab.engines.tensorrt.evidence import ProbeFile, confirmed, write_probe
+from quantlab.engines.tensorrt.engine import TensorRTEngine
+from quantlab.engines.tensorrt.evidence import ProbeFile, confirm_loaded, confirmed, write_probe
 from quantlab.engines.tensorrt.flavour import Flavour, load_flavour
-from quantlab.engines.tensorrt.graphs import UNTYPED, GraphProof, graph_proof, typed_graph_of
+from quantlab.engines.tensorrt.graphs import GraphProof, graph_proof
 from quantlab.engines.tensorrt.network import (
     Network,
     NetworkFunction,
@@ -31,10 +34,12 @@ from quantlab.engines.tensorrt.network import (
 from quantlab.engines.tensorrt.options import BuildOptions, Typing
 from quantlab.engines.tensorrt.profiles import NetworkInput, Profiles, fixed_batch, settle_profiles
 from quantlab.engines.tensorrt.progress import BuildProgress, native_monitor, run_interruptible
+from quantlab.engines.tensorrt.stdout import stdout_to_stderr
 from quantlab.engines.tensorrt.weak import WEAK_PRECISIONS, WeakBuild, weak_build
+from quantlab.engines.typed_variant import typed_graph_of
 from quantlab.engines.variant import Variant, variant_name
 from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError
-from quantlab.files import remove_file, write_bytes
+from quantlab.files import remove_file, write_bytes, write_text
 from quantlab.graph.qdq import Quantized
 from quantlab.graph.targets import TENSORRT
 from quantlab.precision import Execution, Precision
@@ -44,6 +49,13 @@ SUFFIX = ".engine"
 
 _MOST_LINES = 3
 _HINTS = (
+    (
+        r"CHECK\(dtype == myelinTypeFloat",  # TensorRT-RTX 1.6, of a convolution with 8-bit operands
+        (
+            "this version has no 8-bit convolutions: use TensorRT-RTX 1.7 or later, keep them out with --exclude, "
+            "or build fp8 or fp16"
+        ),
+    ),
     (
         r"no tactics? to implement|workspace limit|insufficient workspace",
         "raise --workspace, or leave it out",
@@ -80,12 +92,20 @@ class TensorRTBuilder:
         backend: ``tensorrt`` or ``tensorrt-rtx``.
         options: What the builder is told besides graph and shapes.
         narrator: Told of progress and of what was decided.
+        calibration: Calibration by TensorRT itself, for INT8 with weak typing.
     """
 
-    def __init__(self, backend: str, options: BuildOptions | None = None, narrator: Narrator | None = None) -> None:
+    def __init__(
+        self,
+        backend: str,
+        options: BuildOptions | None = None,
+        narrator: Narrator | None = None,
+        calibration: NativeCalibration | None = None,
+    ) -> None:
         self.backend = backend
         self.options = options or BuildOptions()
         self._narrator = narrator or Silent()
+        self._calibration = calibration
 
     def supports(self, variant: Variant) -> str | None:
         """See `EngineBuilder.supports`."""
@@ -98,8 +118,7 @@ class TensorRTBuilder:
                 return f"{flavour.product} is always strongly typed; leave out --typing weak"
             if variant.precision not in WEAK_PRECISIONS:
                 return f"{variant.precision} is stated by the types of a graph; leave out --typing weak"
-        quantized = variant.quantized or variant.precision is Precision.INT8_FP16
-        if quantized and variant.target.name != TENSORRT.name:
+        if variant.quantized and variant.target.name != TENSORRT.name:
             return f"{flavour.product} takes symmetric INT8 and FP8 only: use --target {TENSORRT.name}"
         return None
 
@@ -111,14 +130,18 @@ class TensorRTBuilder:
         """
         flavour = self._flavour(variant)
         device = _device(flavour)
-        weak = weak_build(variant, flavour, self._narrator) if self.options.typing is Typing.WEAK else None
+        weak = None
+        if self.options.typing is Typing.WEAK:
+            weak = weak_build(variant, flavour, self._narrator, self._calibration, self.options.profiles)
+        native = weak.native if weak is not None else None
         graph = weak.graph if weak is not None else typed_graph_of(variant)
         source = variant.prepared.model
 
         def network(session: Session) -> Network:
             return parse_onnx(session, graph.proto, source, self.options.typing)
 
-        name = variant_name(self.backend, variant.precision, variant.method, len(graph.excluded))
+        method = native.ranges.method if native is not None else variant.method
+        name = variant_name(self.backend, variant.precision, method, len(graph.excluded))
         try:
             compiled = self._compile(flavour, network, name, variant.precision, device, weak)
         finally:
@@ -128,7 +151,7 @@ class TensorRTBuilder:
             graph = dataclasses.replace(graph, degradations=weak.degradations)
         proof = weak.proof if weak is not None else graph_proof(variant, graph)
         sha256 = graph_sha256(graph.proto, source)
-        return self._finish(folder, name, flavour, device, variant, graph, compiled, proof, sha256)
+        return self._finish(folder, name, flavour, device, variant, graph, compiled, proof, sha256, native)
 
     def build_network(self, source: NetworkFunction, precision: Precision, folder: Path) -> Path:
         """Build a network that Python code makes. Its own types decide, so that only FP32 and TF32 can be asked for.
@@ -158,10 +181,22 @@ class TensorRTBuilder:
         return self._finish(folder, name, flavour, device, variant, graph, compiled, proof, "")
 
     def load(self, path: Path, threads: int) -> Engine:
-        """See `EngineBuilder.load`; ``threads`` has no meaning here."""
-        from quantlab.engines.tensorrt.engine import TensorRTEngine
+        """See `EngineBuilder.load`; ``threads`` has no meaning here.
 
-        return TensorRTEngine(path, plugins=self.options.plugins)
+        An engine that was never run, because it was built where there was no GPU, is run on its probe now, and its
+        sidecar in memory says what that showed (see `confirm_loaded`).
+        """
+        engine = TensorRTEngine(path, plugins=self.options.plugins)
+        try:
+            before = engine.sidecar
+            confirm_loaded(engine, path)
+        except BaseException:
+            engine.close()
+            raise
+        if engine.sidecar is not before:
+            found = engine.sidecar
+            self._narrator.say(f"proved {found.name}: {found.proved or 'nothing'} ({found.proof})")
+        return engine
 
     def _flavour(self, variant: Variant) -> Flavour:
         flavour = load_flavour(self.backend)
@@ -181,6 +216,8 @@ class TensorRTBuilder:
     ) -> _Compiled:
         """Network and configuration to engine, on a thread of its own; writes nothing."""
         progress = BuildProgress()
+        if weak is not None:
+            weak.attach(progress)
 
         def work() -> _Compiled | None:
             session = Session.open(flavour)
@@ -209,7 +246,8 @@ class TensorRTBuilder:
                 weak.complete()
             return _Compiled(bytes(engine), profiles, notes, cache, network.inputs)
 
-        compiled = run_interruptible(work, progress, self._narrator, f"building {name}")
+        with stdout_to_stderr():
+            compiled = run_interruptible(work, progress, self._narrator, f"building {name}")
         if compiled is None:  # stopped by an exception in a callback, which is a defect of ours
             raise EngineBuildError(f"the build of {name} was stopped", hint="run it again with --debug")
         for note in compiled.notes:
@@ -227,14 +265,18 @@ class TensorRTBuilder:
         compiled: _Compiled,
         proof: GraphProof,
         onnx_sha256: str,
+        native: NativeRun | None = None,
     ) -> Path:
-        """Write engine, probe, sidecar and timing cache; all or, if one fails, none."""
+        """Write engine, probe, sidecar, calibration cache and timing cache; all or, if one fails, none."""
         path = folder / f"{name}{SUFFIX}"
+        beside = {folder / file: text for file, text in native.files.items()} if native is not None else {}
         fixed = fixed_batch(compiled.profiles)
         variant = dataclasses.replace(variant, prepared=dataclasses.replace(variant.prepared, fixed_batch=fixed))
         remove_file(sidecar_path(path))
-        with _all_or_none(path, sidecar_path(path), probe_path(path)):
+        with _all_or_none(path, sidecar_path(path), probe_path(path), *beside):
             write_bytes(path, compiled.content)
+            for file, text in beside.items():
+                write_text(file, text)
             own = graph.proto if graph.proto is not variant.prepared.model.proto else None
             probe = write_probe(probe_path(path), variant.prepared, own, compiled.profiles, compiled.inputs)
             nothing_run = "nothing was run, as there is no GPU here" if device is None and proof.proof is None else ""
@@ -247,7 +289,8 @@ class TensorRTBuilder:
                 proof="; ".join(part for part in (proof.text, nothing_run, probe.note) if part),
                 execution=Execution.NATIVE,
                 environment=_environment(flavour),
-                engine=self._record(flavour, device, compiled, variant.precision, onnx_sha256, probe),
+                engine=self._record(flavour, device, compiled, variant.precision, onnx_sha256, probe, proof, native),
+                ranges=native.ranges if native is not None else None,
             )
             vouch(variant, made)
             if device is not None:
@@ -264,10 +307,13 @@ class TensorRTBuilder:
         precision: Precision,
         onnx_sha256: str,
         probe: ProbeFile,
+        proof: GraphProof,
+        native: NativeRun | None,
     ) -> EngineRecord:
         options = self.options.described() | {"tf32": "yes" if precision is Precision.TF32 else "no"}
         if flavour.builds_without_gpu and device is not None:
             options.setdefault("compute-capability", "current")
+        options |= native.options if native is not None else {}
         return EngineRecord(
             flavour=self.backend,
             version=flavour.version,
@@ -280,6 +326,7 @@ class TensorRTBuilder:
             onnx_sha256=onnx_sha256,
             probe=probe.path.name if probe.path else None,
             probe_sha256=probe.sha256,
+            stated=proof.proof.text if proof.proof is not None else proof.text,
         )
 
 

@@ -27,6 +27,7 @@ from quantlab.engines.tensorrt.interface import Interface, read_interface
 from quantlab.engines.tensorrt.log import TensorRTLog
 from quantlab.engines.tensorrt.native import Native, configure, deserialize, new_context, save_cache
 from quantlab.engines.tensorrt.slot import GraphMode, Shared, Slot
+from quantlab.engines.tensorrt.stdout import stdout_to_stderr
 from quantlab.engines.tensorrt.timing import DeviceTimes, TimingSettings, device_times, time_slot
 from quantlab.errors import EngineMismatch, MeasurementError
 from quantlab.files import sha256_bytes
@@ -96,7 +97,7 @@ class TensorRTEngine:
         log = TensorRTLog(flavour.module)
         self._native = Native(self.device, log)
         self._release = weakref.finalize(self, self._native.release)
-        with self.device.active():
+        with self.device.active(), stdout_to_stderr():
             try:
                 load_plugins(Session(flavour, log, None), tuple(plugins))
                 self._open(flavour, data, graphs, contexts)
@@ -136,6 +137,10 @@ class TensorRTEngine:
         if self._sidecar is None:
             raise EngineMismatch(f"engine {self._name} has no sidecar", hint="it was opened on trust")
         return self._sidecar
+
+    def state(self, sidecar: Sidecar) -> None:
+        """Let `sidecar` say from now on what a run has shown since the file was written; the file stays as it is."""
+        self._sidecar = sidecar
 
     @property
     def outputs(self) -> tuple[str, ...]:

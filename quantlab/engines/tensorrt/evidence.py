@@ -9,14 +9,16 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from quantlab.degradation import Degradation, DegradationCode
-from quantlab.engines.artifact import Made
-from quantlab.engines.confirmation import confirm
-from quantlab.engines.fingerprint import fingerprint
-from quantlab.engines.probe import load_probe, make_probe, save_probe
+from quantlab.degradation import Degradation, DegradationCode, merge_degradations
+from quantlab.engines.artifact import Made, not_proved
+from quantlab.engines.confirmation import UNTYPED, confirm
+from quantlab.engines.fingerprint import Fingerprint, fingerprint
+from quantlab.engines.probe import load_probe, prepared_probe, save_probe
+from quantlab.engines.record import EngineRecord
+from quantlab.engines.sidecar import Sidecar
 from quantlab.engines.tensorrt.engine import TensorRTEngine
 from quantlab.engines.tensorrt.graphs import GraphProof
-from quantlab.engines.tensorrt.inspector import describe, parse_inspection
+from quantlab.engines.tensorrt.inspector import LayerSummary, describe, parse_inspection
 from quantlab.engines.tensorrt.profiles import NetworkInput, Profiles
 from quantlab.errors import (
     BackendUnavailable,
@@ -26,8 +28,9 @@ from quantlab.errors import (
     OutputError,
     QuantlabError,
 )
-from quantlab.files import sha256_file
+from quantlab.files import is_file, sha256_file
 from quantlab.graph.prepare import Prepared
+from quantlab.graph.proof import Proof
 from quantlab.precision import Precision
 
 
@@ -69,7 +72,7 @@ def write_probe(
     one = all(shapes.minimum[:1] in ((), (1,)) for shapes in first.values())
     shapes = {name: ((1, *p.optimum[1:]) if one else p.optimum) for name, p in first.items() if p.optimum}
     try:
-        save_probe(path, make_probe(prepared.model, own, input_shapes=shapes, threads=1))
+        save_probe(path, prepared_probe(prepared, own, input_shapes=shapes, threads=1))
     except OutputError:
         raise
     except QuantlabError as error:  # a model that this CPU cannot run has none
@@ -89,22 +92,107 @@ def confirmed(made: Made, requested: Precision, proof: GraphProof, probe: ProbeF
         probe: What to run it on.
         plugins: Libraries that it uses.
     """
-    found = None
     try:
         with TensorRTEngine(made.path, plugins=plugins) as engine:
-            times = None
-            if probe.path is not None:
-                loaded = load_probe(probe.path)
-                found = fingerprint(loaded, loaded.run(engine.run))
-                times = engine.profile(next(loaded.feeds()))
-            layers = parse_inspection(engine.inspect(), times)
+            found, layers = _run(engine, probe.path)
     except (EngineMismatch, MeasurementError, BackendUnavailable, ConfigError) as error:
-        reason = f"{error.what}: {error.got}" if error.got else error.what
-        message = f"{made.name}: the engine could not be run where it was built, so that nothing confirms it: {reason}"
-        told = Degradation(DegradationCode.PRECISION_NOT_PROVED, message)
-        text = f"{made.proof}; could not be run here: {reason}"
+        told, text = _not_run(made.name, made.proof, error)
         return dataclasses.replace(made, proof=text, degradations=(*made.degradations, told))
-    proved, text = confirm(requested, proof.proof, found, layers)
+    proved, text = _judge(requested, proof, found, layers, probe.note, made.engine)
     record = dataclasses.replace(made.engine, layers=describe(layers)) if made.engine is not None else None
-    parts = (text, proof.text if proof.proof is None else "", probe.note)
-    return dataclasses.replace(made, proved=proved, proof="; ".join(filter(None, parts)), engine=record)
+    return dataclasses.replace(made, proved=proved, proof=text, engine=record)
+
+
+def confirm_loaded(engine: TensorRTEngine, path: Path) -> None:
+    """Run a loaded engine that has never been run, and let its `sidecar` say what that shows; the file stays as it is.
+
+    It is for engines that were built where there was no GPU, or where they did not run. The sidecar in memory says
+    what was proved and how, and its degradations are those that remain. One that was run already is left alone.
+
+    Args:
+        engine: The engine.
+        path: Its file, beside which the probe lies.
+
+    Raises:
+        EngineMismatch: If the probe is damaged, not the one of the sidecar, or does not fit the engine.
+    """
+    sidecar = engine.sidecar
+    record = sidecar.engine
+    if record is None or record.layers:
+        return
+    probe = _recorded_probe(path, record)
+    others = [one for one in sidecar.degradations if one.code is not DegradationCode.PRECISION_NOT_PROVED]
+    try:
+        found, layers = _run(engine, probe.path)
+    except MeasurementError as error:
+        told, text = _not_run(sidecar.name, sidecar.proof, error)
+        degradations = merge_degradations((*sidecar.degradations, told))
+        engine.state(dataclasses.replace(sidecar, proof=text, degradations=degradations))
+        return
+    proved, text = _judge(sidecar.requested, _stated(sidecar, record), found, layers, probe.note, record)
+    if proved is not sidecar.requested:
+        others.append(not_proved(sidecar.name, sidecar.requested, proved, text))
+    record = dataclasses.replace(record, layers=describe(layers))
+    degradations = merge_degradations(others)
+    engine.state(dataclasses.replace(sidecar, proved=proved, proof=text, degradations=degradations, engine=record))
+
+
+def _run(engine: TensorRTEngine, probe: Path | None) -> tuple[Fingerprint | None, LayerSummary]:
+    """What a run on the probe shows, None without one; and what the inspector says, with times if there is a probe."""
+    if probe is None:
+        return None, parse_inspection(engine.inspect(), None)
+    loaded = load_probe(probe)
+    found = fingerprint(loaded, loaded.run(engine.run))
+    times = engine.profile(next(loaded.feeds()))
+    return found, parse_inspection(engine.inspect(), times)
+
+
+def _judge(
+    requested: Precision,
+    proof: GraphProof,
+    found: Fingerprint | None,
+    layers: LayerSummary,
+    note: str,
+    record: EngineRecord | None,
+) -> tuple[Precision | None, str]:
+    """All that is known, put together; the operands of an FP32 or TF32 engine are floats if it is made from a graph."""
+    is_float32 = requested in UNTYPED and record is not None and record.onnx_sha256 != ""
+    proved, text = confirm(requested, proof.proof, found, layers, is_float32=is_float32)
+    parts = (text, proof.text if proof.proof is None else "", note)
+    return proved, "; ".join(part for part in parts if part)
+
+
+def _not_run(name: str, proof: str, error: QuantlabError) -> tuple[Degradation, str]:
+    """The degradation, and the proof, of an engine that does not run on the GPU that is here."""
+    reason = f"{error.what}: {error.got}" if error.got else error.what
+    message = f"{name}: the engine could not be run here, so that nothing confirms it: {reason}"
+    return Degradation(DegradationCode.PRECISION_NOT_PROVED, message), f"{proof}; could not be run here: {reason}"
+
+
+def _recorded_probe(path: Path, record: EngineRecord) -> ProbeFile:
+    """The probe that the sidecar names, if it is there.
+
+    Raises:
+        EngineMismatch: If it is another one.
+    """
+    if record.probe is None:
+        return ProbeFile(None, None, "there is no probe to run it on")
+    file = path.with_name(record.probe)
+    if not is_file(file):
+        return ProbeFile(None, None, f"its probe {record.probe} is missing: nothing was run")
+    digest = sha256_file(file)
+    if digest != record.probe_sha256:
+        raise EngineMismatch(
+            f"probe {file} is not the one that the engine's sidecar describes",
+            got=f"sha256 {digest[:16]}...",
+            expected=f"sha256 {record.probe_sha256[:16]}..." if record.probe_sha256 else "no probe",
+            hint="copy the probe together with its engine, or build it again",
+        )
+    return ProbeFile(file, digest)
+
+
+def _stated(sidecar: Sidecar, record: EngineRecord) -> GraphProof:
+    """What the graph says, by the sidecar of an engine that was never run: only its types can have proved anything."""
+    if sidecar.requested in UNTYPED or sidecar.proved is None:
+        return GraphProof(record.stated)
+    return GraphProof(record.stated, Proof(sidecar.proved, record.stated, 0, 0, ()))

@@ -119,6 +119,70 @@ class BuildOptions:
         return words
 
 
+@dataclass(frozen=True, slots=True)
+class BuildFlags:
+    """The options as the command line's flags and the recipe's table ``[build.tensorrt]`` state them.
+
+    Attributes:
+        workspace: Limit of the memory pool of that name, such as ``2GiB``.
+        memory_pool: Limits of other pools, ``POOL:SIZE``.
+        timing_cache: File, relative to the recipe.
+        optimization_level: 0 to 5.
+        version_compatible: See `BuildOptions`; so for the others.
+        hardware_compatibility: One of `HARDWARE_LEVELS`.
+        compute_capability: List such as ``sm89,sm120``.
+        dla_core: Number.
+        plugin: Libraries, relative to the recipe.
+        refit: Whether weights can be exchanged.
+        strip: Whether such weights are left out.
+        sparse_weights: Whether kernels for 2:4 sparse weights may be taken.
+        typing: Name of a `Typing`.
+        max_aux_streams: Number.
+    """
+
+    workspace: str | None = None
+    memory_pool: tuple[str, ...] = ()
+    timing_cache: str | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    compute_capability: str | None = None
+    dla_core: int | None = None
+    plugin: tuple[str, ...] = ()
+    refit: bool = False
+    strip: bool = False
+    sparse_weights: bool = False
+    typing: str = Typing.STRONG.value
+    max_aux_streams: int | None = None
+
+    def options(self, profiles: Profiles = (), folder: Path = Path()) -> BuildOptions:
+        """Options of a build.
+
+        Args:
+            profiles: Ranges of shapes.
+            folder: What files are relative to.
+
+        Raises:
+            ConfigError: If a value is wrong.
+        """
+        return BuildOptions(
+            profiles=profiles,
+            memory_pools=parse_memory_pools(self.memory_pool, self.workspace),
+            timing_cache=folder / self.timing_cache if self.timing_cache is not None else None,
+            optimization_level=self.optimization_level,
+            version_compatible=self.version_compatible,
+            hardware_compatibility=self.hardware_compatibility,
+            compute_capabilities=tuple(part for part in (self.compute_capability or "").split(",") if part),
+            dla_core=self.dla_core,
+            plugins=tuple(folder / file for file in self.plugin),
+            refit=self.refit,
+            strip_plan=self.strip,
+            sparse_weights=self.sparse_weights,
+            typing=parse_typing(self.typing),
+            max_aux_streams=self.max_aux_streams,
+        )
+
+
 def parse_size(text: str, flag: str) -> int:
     """Bytes of a size such as ``2GiB``, ``512M`` or ``1048576``.
 

@@ -34,10 +34,16 @@ class BuildProgress:
     """How far a build is, from the phases that TensorRT reports; and the request to end it.
 
     Phases nest; one that ends counts as one step of its parent only when the parent says so.
+
+    Attributes:
+        stop: Set to end the build.
+        failed: Whether going on is of no use, for another reason.
+        percents: Per cents that were reached.
     """
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self.failed: Callable[[], bool] = lambda: False
         self.percents: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._phases: dict[str, _Phase] = {}
         self._shown = 0
@@ -52,7 +58,7 @@ class BuildProgress:
         if phase is not None:
             phase.done, phase.child = step + 1, 0.0
             self._rise(phase)
-        return not self.stop.is_set()
+        return not (self.stop.is_set() or self.failed())
 
     def finish(self, name: str) -> None:
         """A phase ends."""

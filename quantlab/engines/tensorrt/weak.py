@@ -12,16 +12,19 @@ from typing import Any
 from quantlab.calibrators.tensorrt import Calibrator, make_calibrator, network_tensors
 from quantlab.calibrators.tensorrt_cache import ALGORITHMS, Algorithm
 from quantlab.degradation import Degradation
+from quantlab.engines.tensorrt.calibration import NativeCalibration, NativeRun
 from quantlab.engines.tensorrt.config import Session
 from quantlab.engines.tensorrt.flavour import Flavour
-from quantlab.engines.tensorrt.graphs import GraphProof, extremes
+from quantlab.engines.tensorrt.graphs import GraphProof
 from quantlab.engines.tensorrt.network import Network
-from quantlab.engines.variant import Variant
+from quantlab.engines.tensorrt.profiles import Profiles
+from quantlab.engines.tensorrt.progress import BuildProgress
+from quantlab.engines.variant import Variant, variant_name
 from quantlab.errors import ConfigError
 from quantlab.graph.checks import has_qdq
 from quantlab.graph.layers import excluded_layers
 from quantlab.graph.qdq import Quantized
-from quantlab.graph.typed import to_typed
+from quantlab.graph.typed import extremes_of, to_typed
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 
@@ -44,16 +47,23 @@ class WeakBuild:
     Attributes:
         graph: The float32 graph, with the layers that were excluded.
         degradations: Of the calibration, once the build is over.
+        native: TensorRT's own calibration, if it has one.
     """
 
     def __init__(
-        self, variant: Variant, graph: Quantized, pinned: Mapping[str, str], calibrator: Calibrator | None
+        self,
+        variant: Variant,
+        graph: Quantized,
+        pinned: Mapping[str, str],
+        calibrator: Calibrator | None,
+        native: NativeRun | None = None,
     ) -> None:
         self.graph = graph
         self.degradations: tuple[Degradation, ...] = graph.degradations
         self._precision = variant.precision
         self._pinned = pinned
-        self._calibrator = calibrator
+        self._calibrator = native.calibrator if native is not None else calibrator
+        self.native = native
         self._tensors: tuple[str, ...] = ()
         self._found = 0
 
@@ -63,6 +73,14 @@ class WeakBuild:
         allowed = ", ".join(_FLAGS[self._precision]) or "none but FP32"
         text = f"weakly typed: TensorRT may take {allowed}; {self._found} of {len(self._pinned)} nodes held in FP32"
         return GraphProof(text)
+
+    def attach(self, progress: BuildProgress) -> None:
+        """Let an interruption end the calibration, and a failed calibration end the build."""
+        calibrator = self._calibrator
+        if calibrator is not None:
+            progress.failed = lambda: calibrator.failed
+        if self.native is not None:
+            progress.stop = self.native.stop
 
     def configure(self, session: Session, config: Any, network: Network) -> None:
         """Set the flags, hold the kept nodes' layers in FP32, and set the calibrator."""
@@ -90,51 +108,75 @@ class WeakBuild:
             CalibrationError: If TensorRT did not take the ranges.
         """
         if self._calibrator is not None:
-            outcome = self._calibrator.complete()
+            outcome = self.native.complete() if self.native is not None else self._calibrator.complete()
             self.degradations += (*outcome.degradations, *outcome.uncovered(self._tensors))
 
     def close(self) -> None:
         """Free what the calibrator holds."""
-        if self._calibrator is not None:
+        if self.native is not None:
+            self.native.close()
+        elif self._calibrator is not None:
             self._calibrator.close()
 
 
-def weak_build(variant: Variant, flavour: Flavour, narrator: Narrator) -> WeakBuild:
+def weak_build(
+    variant: Variant,
+    flavour: Flavour,
+    narrator: Narrator,
+    calibration: NativeCalibration | None = None,
+    profiles: Profiles = (),
+) -> WeakBuild:
     """Prepare the weakly typed build of a variant.
 
-    In FP16 and BF16, the nodes that a strongly typed graph would keep in FP32 are held there. In INT8, the table stands
-    in for TensorRT's calibration, and layers that are excluded are held in FP32.
+    Layers that are excluded are held in FP32; in FP16 and BF16 also the nodes that a strongly typed graph would keep
+    there. In INT8, TensorRT calibrates if it is to, or else the table stands in for that.
+
+    Args:
+        variant: What to build.
+        flavour: The module.
+        narrator: Told of progress.
+        calibration: TensorRT's own calibration, for INT8.
+        profiles: What ``--shapes`` asked for.
 
     Raises:
-        ConfigError: If INT8 has no table, or the model has Q/DQ pairs, with which calibrators do not go.
+        ConfigError: If INT8 has no ranges, or the model has Q/DQ pairs, with which calibrators do not go.
         BackendUnavailable: If the module has no calibrators.
+        QuantlabError: As `make_calibrator`, for data or a cache that cannot be used.
     """
     source, precision = variant.prepared.model, variant.precision
     pinned: dict[str, str] = {}
     excluded: frozenset[str] = frozenset()
     degradations: tuple[Degradation, ...] = ()
-    calibrator = None
+    calibrator = native = None
+    float32: dict[str, str] = {}
+    if _FLAGS[precision]:
+        excluded = excluded_layers(source.proto.graph, variant.target, variant.exclude)
+        pinned.update((name, "excluded") for name in excluded)
     if "FP16" in _FLAGS[precision] or "BF16" in _FLAGS[precision]:
         half = Precision.BF16 if precision is Precision.BF16 else Precision.FP16
-        typed = to_typed(source, half, extremes=extremes(variant.table))
-        pinned.update(typed.kept)
+        typed = to_typed(source, half, extremes=extremes_of(variant.table) if variant.table is not None else None)
+        float32.update((name, reason) for name, reason in typed.kept.items() if name not in excluded)
+        pinned.update(float32)
         degradations = typed.degradations
     if "INT8" in _FLAGS[precision]:
-        if variant.table is None:
-            raise ConfigError(f"{precision} needs a calibration table", hint="run quantlab calibrate and pass --table")
+        if variant.table is None and calibration is None:
+            hint = "run quantlab calibrate and pass --table, or let TensorRT calibrate on --data"
+            raise ConfigError(f"{precision} needs a calibration table", hint=hint)
         if has_qdq(source.proto):
             raise ConfigError(
                 f"model {source.name} has Q/DQ pairs, which TensorRT does not mix with a calibrator",
                 expected="a float model", hint="leave out --typing weak",
             )  # fmt: skip
-        excluded = excluded_layers(source.proto.graph, variant.target, variant.exclude)
-        pinned.update((name, "excluded") for name in excluded)
-        calibrator = make_calibrator(
-            flavour.module, ALGORITHMS.get(variant.table.method, Algorithm.ENTROPY_2), table=variant.table,
-            model=source.path.name if source.path else source.name, model_sha256=source.sha256, narrator=narrator,
-        )  # fmt: skip
-    graph = Quantized(source.proto, (), tuple(sorted(excluded)), {}, degradations)
-    return WeakBuild(variant, graph, pinned, calibrator)
+        if calibration is not None:
+            name = variant_name(flavour.backend, precision, calibration.method, len(excluded))
+            native = NativeRun(calibration, flavour.module, source, profiles, name, narrator)
+        elif variant.table is not None:
+            calibrator = make_calibrator(
+                flavour.module, ALGORITHMS.get(variant.table.method, Algorithm.ENTROPY_2), table=variant.table,
+                model=source.path.name if source.path else source.name, model_sha256=source.sha256, narrator=narrator,
+            )  # fmt: skip
+    graph = Quantized(source.proto, (), tuple(sorted(excluded)), {}, degradations, float32=float32)
+    return WeakBuild(variant, graph, pinned, calibrator, native)
 
 
 def _hold(module: Any, native: Any, names: Mapping[str, str]) -> int:
