@@ -48,6 +48,8 @@ class DegradationCode(StrEnum):
     """Layers that could be quantized stayed in floating point."""
     PRECISION_NOT_PROVED = "precision-not-proved"
     """The proved precision differs from the requested one."""
+    BATCH_DISAGREES = "batch-disagrees"
+    """An engine gives other results for samples in a batch than one by one."""
     SATURATED_WEIGHTS = "saturated-weights"
     """Weights beyond the range of the number format were clipped."""
     OVERFLOW_NOT_MEASURED = "overflow-not-measured"

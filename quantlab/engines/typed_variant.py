@@ -22,7 +22,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 def typed_graph_of(variant: Variant, keep: Mapping[str, str] = _NOTHING) -> Quantized:
     """The graph whose types state the variant's precision.
 
-    Excluded layers stay FP32 in FP16 and BF16 too.
+    An excluded layer has the next wider precision: FP16 in INT8 with FP16 elsewhere, else FP32.
 
     Args:
         variant: What is to be built.
@@ -44,9 +44,10 @@ def typed_graph_of(variant: Variant, keep: Mapping[str, str] = _NOTHING) -> Quan
 
 def _typed(variant: Variant, made: Quantized, precision: Precision, keep: Mapping[str, str]) -> Quantized:
     """A graph with 16 bits where it was float32, and the account of both."""
-    patterns = [glob.escape(name) for name in (*made.excluded, *keep)]
+    excluded = () if variant.precision is Precision.INT8_FP16 else made.excluded
+    patterns = [glob.escape(name) for name in (*excluded, *keep)]
     extremes = extremes_of(variant.table) if variant.table is not None else None
     typed = to_typed(variant.prepared.model.with_proto(made.proto), precision, extremes=extremes, keep=patterns)
-    float32 = {name: keep.get(name, reason) for name, reason in typed.kept.items() if name not in made.excluded}
+    float32 = {name: keep.get(name, reason) for name, reason in typed.kept.items() if name not in excluded}
     degradations = (*made.degradations, *typed.degradations)
     return dataclasses.replace(made, proto=typed.proto, degradations=degradations, float32=float32)

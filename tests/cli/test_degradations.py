@@ -211,10 +211,11 @@ EXAMPLES = {
 
 
 ELSEWHERE = {
+    DegradationCode.BATCH_DISAGREES: "engines/test_tensorrt_loading.py",
     DegradationCode.CACHE_REJECTED: "trt10/test_calibrator_cache.py",
     DegradationCode.DROPPED_SAMPLES: "trt10/test_calibrators.py",
 }
-"""Codes that come about in a build by TensorRT alone, with the tests of them."""
+"""Codes that come about with TensorRT alone, in a build or a run, with the tests of them."""
 
 
 def test_every_code_is_here() -> None:

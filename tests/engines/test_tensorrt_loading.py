@@ -238,3 +238,21 @@ def test_the_figures_of_the_fake_are_the_models() -> None:
     exact = network("fp32").compute(feed)["scores"]
     errors = [float(np.abs(network(name).compute(feed)["scores"] - exact).max()) for name in ("tf32", "fp16")]
     assert all(1e-5 < error < 0.1 for error in errors)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_engine_that_is_wrong_in_batches_only(rtx: State, gpu: FakeCuda, tmp_path: Path, wrong: bool) -> None:
+    """One by one it is right, so that its arithmetic is proved all the same."""
+    right = network("tf32")
+
+    def compute(feed: dict[str, Any]) -> dict[str, Any]:
+        scores = right.compute(feed)["scores"]
+        return {"scores": np.roll(scores, 1, axis=0) if wrong else scores}
+
+    rtx.models["computes in tf32"] = dataclasses.replace(right, compute=compute)
+    with TensorRTBuilder("tensorrt-rtx").load(built(tmp_path, Precision.TF32, "tf32"), 1) as engine:  # type: ignore[attr-defined]
+        sidecar = engine.sidecar
+    told = [one for one in sidecar.degradations if one.code is DegradationCode.BATCH_DISAGREES]
+    assert sidecar.proved is Precision.TF32
+    assert len(told) == wrong
+    assert not wrong or "in a batch of 32, samples give other results than one by one" in told[0].message

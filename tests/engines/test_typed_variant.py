@@ -73,7 +73,14 @@ def operand_types(proto: ModelProto) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.INT8_FP16])
+def test_beside_int8_excluded_layers_are_float16() -> None:
+    made = typed_graph_of(variant(residual(), Precision.INT8_FP16, ("s*",)))
+    assert made.excluded == ("second", "stem")
+    assert set(prove(made.proto).named(Precision.FP16)) >= {"second", "stem"}
+    assert made.float32 == {}
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
 def test_excluded_layers_are_float32(precision: Precision) -> None:
     made = typed_graph_of(variant(residual(), precision, ("s*",)))
     assert made.excluded == ("second", "stem")

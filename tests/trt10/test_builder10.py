@@ -201,7 +201,7 @@ class TestWeakTyping:
         assert "conv1" not in module.held()
         assert "OBEY_PRECISION_CONSTRAINTS" in module.flags()
         n = len(module.held())
-        assert f"{n} of {n} nodes held in FP32" in sidecar.proof
+        assert f"{n} of {n} nodes held in a wider precision" in sidecar.proof
 
     @pytest.mark.parametrize(
         ("precision", "flags"),
@@ -262,6 +262,13 @@ class TestWeakTyping:
         assert module.held() == ["conv1", "fc_matmul"]
         assert sidecar.excluded == ("conv1", "fc")
         assert sidecar.name.endswith("+2excl")
+
+    def test_beside_int8_and_fp16_they_are_held_in_fp16(self, module: Tensorrt10, tmp_path: Path) -> None:
+        module.act = takes_the_cache
+        build(variant(Precision.INT8_FP16, exclude=("conv1", "fc")), tmp_path, typing=Typing.WEAK)
+        assert module.held() == []
+        half = module.DataType.HALF
+        assert [layer.name for layer in module.layers if layer.precision is half] == ["conv1", "fc_matmul"]
 
     @pytest.mark.parametrize("precision", [Precision.FP8, Precision.INT8_WEIGHTS])
     def test_what_flags_cannot_say(self, precision: Precision, module: Tensorrt10, tmp_path: Path) -> None:

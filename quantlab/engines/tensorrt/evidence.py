@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from onnx import ModelProto
 
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
 from quantlab.engines.artifact import Made, not_proved
 from quantlab.engines.confirmation import UNTYPED, confirm
 from quantlab.engines.fingerprint import Fingerprint, fingerprint
-from quantlab.engines.probe import load_probe, prepared_probe, save_probe
+from quantlab.engines.probe import Probe, load_probe, prepared_probe, save_probe
+from quantlab.engines.protocol import Arrays
 from quantlab.engines.record import EngineRecord
 from quantlab.engines.sidecar import Sidecar
 from quantlab.engines.tensorrt.engine import TensorRTEngine
@@ -32,6 +35,9 @@ from quantlab.files import is_file, sha256_file
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.proof import Proof
 from quantlab.precision import Precision
+
+_BATCH_ERRORS, _BATCH_ROUNDING = 4.0, 1e-4
+"""How far a batch may be from its samples one by one: in errors of these, and beyond them as a share of the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +100,14 @@ def confirmed(made: Made, requested: Precision, proof: GraphProof, probe: ProbeF
     """
     try:
         with TensorRTEngine(made.path, plugins=plugins) as engine:
-            found, layers = _run(engine, probe.path)
+            found, layers, told = _run(engine, probe.path)
     except (EngineMismatch, MeasurementError, BackendUnavailable, ConfigError) as error:
-        told, text = _not_run(made.name, made.proof, error)
-        return dataclasses.replace(made, proof=text, degradations=(*made.degradations, told))
+        failed, text = _not_run(made.name, made.proof, error)
+        return dataclasses.replace(made, proof=text, degradations=(*made.degradations, failed))
     proved, text = _judge(requested, proof, found, layers, probe.note, made.engine)
     record = dataclasses.replace(made.engine, layers=describe(layers)) if made.engine is not None else None
-    return dataclasses.replace(made, proved=proved, proof=text, engine=record)
+    degradations = (*made.degradations, *told)
+    return dataclasses.replace(made, proved=proved, proof=text, engine=record, degradations=degradations)
 
 
 def confirm_loaded(engine: TensorRTEngine, path: Path) -> None:
@@ -123,28 +130,69 @@ def confirm_loaded(engine: TensorRTEngine, path: Path) -> None:
     probe = _recorded_probe(path, record)
     others = [one for one in sidecar.degradations if one.code is not DegradationCode.PRECISION_NOT_PROVED]
     try:
-        found, layers = _run(engine, probe.path)
+        found, layers, told = _run(engine, probe.path)
     except MeasurementError as error:
-        told, text = _not_run(sidecar.name, sidecar.proof, error)
-        degradations = merge_degradations((*sidecar.degradations, told))
+        failed, text = _not_run(sidecar.name, sidecar.proof, error)
+        degradations = merge_degradations((*sidecar.degradations, failed))
         engine.state(dataclasses.replace(sidecar, proof=text, degradations=degradations))
         return
     proved, text = _judge(sidecar.requested, _stated(sidecar, record), found, layers, probe.note, record)
     if proved is not sidecar.requested:
         others.append(not_proved(sidecar.name, sidecar.requested, proved, text))
     record = dataclasses.replace(record, layers=describe(layers))
-    degradations = merge_degradations(others)
+    degradations = merge_degradations((*others, *told))
     engine.state(dataclasses.replace(sidecar, proved=proved, proof=text, degradations=degradations, engine=record))
 
 
-def _run(engine: TensorRTEngine, probe: Path | None) -> tuple[Fingerprint | None, LayerSummary]:
-    """What a run on the probe shows, None without one; and what the inspector says, with times if there is a probe."""
+def _run(
+    engine: TensorRTEngine, probe: Path | None
+) -> tuple[Fingerprint | None, LayerSummary, tuple[Degradation, ...]]:
+    """What a run on the probe shows, None without one; what the inspector says, with times if there is a probe.
+
+    And a degradation if the samples give other results in a batch.
+    """
     if probe is None:
-        return None, parse_inspection(engine.inspect(), None)
+        return None, parse_inspection(engine.inspect(), None), ()
     loaded = load_probe(probe)
-    found = fingerprint(loaded, loaded.run(engine.run))
+    single = loaded.run(engine.run)
+    found = fingerprint(loaded, single)
+    told = _batch_disagreement(engine, loaded, single, found.relative_error)
     times = engine.profile(next(loaded.feeds()))
-    return found, parse_inspection(engine.inspect(), times)
+    return found, parse_inspection(engine.inspect(), times), told
+
+
+def _batch_disagreement(engine: TensorRTEngine, probe: Probe, single: Arrays, error: float) -> tuple[Degradation, ...]:
+    """Whether the largest batch gives what its samples give one by one, up to rounding in other kernels.
+
+    Engines have been seen that are right for one sample and wrong for 32.
+
+    Args:
+        engine: The engine.
+        probe: Its probe; nothing is compared if its calls are not of one sample.
+        single: Results of the calls, stacked.
+        error: Relative error of these.
+    """
+    n = min((shape[0] for shape in engine.interface.largest(0).values() if shape), default=1)
+    if n < 2 or not math.isfinite(error) or any(values.shape[1:2] != (1,) for values in probe.inputs.values()):
+        return ()
+    rows = np.arange(n) % probe.calls
+    outputs = engine.run({name: np.ascontiguousarray(values[rows, 0]) for name, values in probe.inputs.items()})
+    difference = size = 0.0
+    for name in probe.sizes:
+        expected = np.asarray(single[name], np.float64)[rows].reshape(n, -1)
+        got = np.asarray(outputs[name], np.float64)
+        if got.size != expected.size:  # an output without a batch axis
+            return ()
+        difference += float(np.sum((got.reshape(n, -1) - expected) ** 2))
+        size += float(np.sum(expected**2))
+    relative = math.sqrt(difference / size) if size > 0.0 else 0.0
+    if relative <= _BATCH_ERRORS * error + _BATCH_ROUNDING:
+        return ()
+    message = (
+        f"{engine.sidecar.name}: in a batch of {n}, samples give other results than one by one: they differ by "
+        f"{relative:.1e} of the outputs, and the error of one by one is {error:.1e}"
+    )
+    return (Degradation(DegradationCode.BATCH_DISAGREES, message),)
 
 
 def _judge(

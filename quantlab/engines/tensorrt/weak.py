@@ -6,7 +6,7 @@ The calls follow the genuine Python bindings of TensorRT 10.16. They have not be
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from quantlab.calibrators.tensorrt import Calibrator, make_calibrator, network_tensors
@@ -71,7 +71,8 @@ class WeakBuild:
     def proof(self) -> GraphProof:
         """Nothing is proved by flags."""
         allowed = ", ".join(_FLAGS[self._precision]) or "none but FP32"
-        text = f"weakly typed: TensorRT may take {allowed}; {self._found} of {len(self._pinned)} nodes held in FP32"
+        held = f"{self._found} of {len(self._pinned)} nodes held in a wider precision"
+        text = f"weakly typed: TensorRT may take {allowed}; {held}"
         return GraphProof(text)
 
     def attach(self, progress: BuildProgress) -> None:
@@ -91,7 +92,8 @@ class WeakBuild:
                 config.set_flag(getattr(module.BuilderFlag, flag))
             if self._pinned:
                 config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-                self._found = _hold(module, network.native, self._pinned)
+                half = self.graph.excluded if self._precision is Precision.INT8_FP16 else ()
+                self._found = _hold(module, network.native, self._pinned, half)
             if self._calibrator is not None:
                 self._calibrator.configure(config, session.builder, network.native)
                 self._tensors = network_tensors(module, network.native)
@@ -128,8 +130,9 @@ def weak_build(
 ) -> WeakBuild:
     """Prepare the weakly typed build of a variant.
 
-    Layers that are excluded are held in FP32; in FP16 and BF16 also the nodes that a strongly typed graph would keep
-    there. In INT8, TensorRT calibrates if it is to, or else the table stands in for that.
+    Layers that are excluded are held in FP32, with INT8 and FP16 together in FP16; in FP16 and BF16 also the nodes
+    that a strongly typed graph would keep in FP32. In INT8, TensorRT calibrates if it is to, or else the table stands
+    in for that.
 
     Args:
         variant: What to build.
@@ -179,8 +182,8 @@ def weak_build(
     return WeakBuild(variant, graph, pinned, calibrator, native)
 
 
-def _hold(module: Any, native: Any, names: Mapping[str, str]) -> int:
-    """Hold the layers of the named nodes in FP32; how many of the nodes have a layer.
+def _hold(module: Any, native: Any, names: Mapping[str, str], half: Collection[str]) -> int:
+    """Hold the layers of the named nodes in FP32, some in FP16; how many of the nodes have a layer.
 
     The parser names a layer after its node, or, where a node becomes several layers, names the node in their metadata.
     """
@@ -194,6 +197,9 @@ def _hold(module: Any, native: Any, names: Mapping[str, str]) -> int:
         found.add(name)
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
         if all(one.dtype == module.DataType.FLOAT for one in outputs):  # layers of integers have no such choice
+            if name in half:
+                layer.precision = module.DataType.HALF
+                continue
             layer.precision = module.DataType.FLOAT
             for i in range(layer.num_outputs):
                 layer.set_output_type(i, module.DataType.FLOAT)
