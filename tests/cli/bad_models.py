@@ -315,7 +315,7 @@ MODELS = (
         _with_model(tiny_cnn()),
         (*CALIBRATE, "--shapes", "x:1x3x0x8"),
         USAGE,
-        (r"malformed", r"positive"),
+        (r"malformed", r"1 or more"),
     ),
     Case(
         "shape of an unknown input",
