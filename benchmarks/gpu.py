@@ -125,6 +125,8 @@ def row(result: VariantResult, engine: Engine, facts: dict[str, Any], inputs: An
     plain: dict[str, Any] = to_plain(result)
     plain |= facts
     plain["times"] = {}
+    if hasattr(engine, "time_device"):
+        plain["batch_check"] = batch_check(engine, inputs)
     for size in BATCHES:
         feed = {name: np.ascontiguousarray(values[:size]) for name, values in inputs.items()}
         if hasattr(engine, "time_device"):
@@ -136,6 +138,21 @@ def row(result: VariantResult, engine: Engine, facts: dict[str, Any], inputs: An
     if hasattr(engine, "profile"):
         plain["profile_ms"] = engine.profile(inputs, runs=5)
     return plain
+
+
+def batch_check(engine: Engine, inputs: Any) -> dict[str, Any]:
+    """Of the engine that was compared: whether a batch repeats, and how far it is from its samples one by one."""
+    n = len(next(iter(inputs.values())))
+    whole, again = engine.run(inputs), engine.run(inputs)
+    single = [
+        engine.run({name: np.ascontiguousarray(values[i : i + 1]) for name, values in inputs.items()}) for i in range(n)
+    ]
+    found: dict[str, Any] = {"repeats": all(np.array_equal(whole[name], again[name]) for name in whole)}
+    for name, values in whole.items():
+        ones = np.concatenate([outputs[name] for outputs in single]).astype(np.float64)
+        difference = np.linalg.norm(values.astype(np.float64) - ones)
+        found[name] = float(difference / max(float(np.linalg.norm(ones)), 1e-300))
+    return found
 
 
 def host_times(call: Any, seconds: float = 0.5, least: int = 20) -> dict[str, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -157,6 +159,27 @@ class TestInterruption:
             run_interruptible(work, progress, listener, "building it")
         assert ended == [True]
         assert listener.said == ["stopping: TensorRT ends its current step first"]
+
+    def test_what_failed_is_let_go_at_once(self) -> None:
+        """TensorRT's objects must not die in the middle of another engine's run, when the collector comes by."""
+
+        class Held:
+            pass
+
+        seen: list[weakref.ref[Held]] = []
+
+        def work() -> None:
+            held = Held()
+            seen.append(weakref.ref(held))
+            raise EngineBuildError("refused")
+
+        gc.disable()
+        try:
+            with pytest.raises(EngineBuildError, match="refused"):
+                run_interruptible(work, BuildProgress(), Silent(), "building it")
+            assert seen[0]() is None
+        finally:
+            gc.enable()
 
     def test_a_narrator_that_does_not_ask(self) -> None:
         """One that returns the items at once, as all do where there is no terminal."""

@@ -206,8 +206,9 @@ class TensorRTEngine:
         feed, _ = self._feed(inputs)
         totals: dict[str, float] = {}
         with self._slot(), self.device.active():  # a context of its own: a profiler cannot be taken off again
-            slot = Slot(self._shared_without_graphs(), new_context(self._native, self._name))
+            slot = None
             try:
+                slot = Slot(self._shared_without_graphs(), new_context(self._native, self._name))
                 profiler = _profiler(self._shared.module, totals)
                 slot.context.profiler = profiler
                 slot.run(feed)
@@ -215,8 +216,9 @@ class TensorRTEngine:
                 for _ in range(runs):
                     slot.run(feed)
             finally:
-                slot.drop_context()
-                slot.free()
+                if slot is not None:
+                    slot.drop_context()
+                    slot.free()
         return {name: total / runs for name, total in totals.items()}
 
     def inspect(self) -> str:

@@ -164,7 +164,7 @@ def _run(
 def _batch_disagreement(engine: TensorRTEngine, probe: Probe, single: Arrays, error: float) -> tuple[Degradation, ...]:
     """Whether the largest batch gives what its samples give one by one, up to rounding in other kernels.
 
-    Engines have been seen that are right for one sample and wrong for 32.
+    An engine that was right for single samples has been seen to be wrong for 32 (docs/gpu-results.md).
 
     Args:
         engine: The engine.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -123,6 +124,7 @@ def run_interruptible(work: Callable[[], T], progress: BuildProgress, narrator: 
         try:
             results.append(work())
         except BaseException as error:  # handed over to the caller's thread
+            traceback.clear_frames(error.__traceback__)  # they hold TensorRT's objects beyond the build
             failures.append(error)
 
     thread = threading.Thread(target=target, name="quantlab-build")
@@ -137,7 +139,7 @@ def run_interruptible(work: Callable[[], T], progress: BuildProgress, narrator: 
     finally:
         _join(thread)
     if failures:
-        raise failures[0]
+        raise failures.pop()  # in the list, error, frame and list would wait for the collector
     return results[0]
 
 

@@ -157,11 +157,13 @@ class Slot:
         interface = self._shared.interface
         shapes = {spec.name: tuple(inputs[spec.name].shape) for spec in interface.inputs}
         index = interface.choose(shapes)
+        settled, self._shapes = self._shapes, {}  # what fails below must not leave addresses that are gone
         for spec in interface.inputs:
             self._reserve(spec, byte_count(shapes[spec.name], spec.dtype))
             self._host[spec.name].view(shapes[spec.name], spec.dtype)[...] = inputs[spec.name]
         self._set_profile(index)
-        if shapes == self._shapes and not any(spec.on_host for spec in interface.inputs):
+        if shapes == settled and not any(spec.on_host for spec in interface.inputs):
+            self._shapes = settled
             return
         self._set_shapes(shapes)
         for spec in interface.inputs:
