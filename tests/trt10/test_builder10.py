@@ -307,6 +307,7 @@ class FakeEngine:
         model = prepared_cnn().model
         proto = type(self).rounding(model)
         self.session = open_session(model.with_proto(proto), threads=1, optimize=Optimization.NONE)
+        self.interface = SimpleNamespace(largest=lambda index: {"image": (32, 3, 8, 8), "side": (32, 4)})
 
     def __enter__(self) -> FakeEngine:
         return self
