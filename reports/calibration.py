@@ -52,8 +52,9 @@ def calibration_frame(table: CalibrationTable) -> pd.DataFrame:
         for scheme, by_method in entry.ranges.items()
         for method, chosen in by_method.items()
     ]
-    frame = pd.DataFrame(rows)
-    return frame.astype(dict.fromkeys(("tensor", "scheme", "method", "fallback", "picked", "kind"), "string"))
+    with pd.option_context("mode.string_storage", "python"):  # PyArrow refuses names that are no Unicode
+        frame = pd.DataFrame(rows)
+        return frame.astype(dict.fromkeys(("tensor", "scheme", "method", "fallback", "picked", "kind"), "string"))
 
 
 def _percent(share: float | None) -> float:

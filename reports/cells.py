@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 
-from quantlab.harness.comparison import Interval
+from quantlab.statistics.interval import Interval
 
 MISSING = "-"
 EMULATED = "emulated"

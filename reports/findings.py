@@ -35,7 +35,8 @@ def findings_frame(report: LintReport) -> pd.DataFrame:
         (found.severity.value, found.rule, " ".join(found.where), found.message, found.why, found.fix)
         for found in report.findings
     ]
-    return pd.DataFrame(rows, columns=list(columns)).astype(dict.fromkeys(columns, "string"))
+    with pd.option_context("mode.string_storage", "python"):  # PyArrow refuses names that are no Unicode
+        return pd.DataFrame(rows, columns=list(columns)).astype(dict.fromkeys(columns, "string"))
 
 
 def lint_head(report: LintReport) -> str:

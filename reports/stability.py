@@ -87,7 +87,8 @@ def stability_frame(stability: Stability) -> pd.DataFrame:
         for number, size in enumerate(stability.sizes)
         for tensor in stability.tensors
     ]
-    return pd.DataFrame(rows).astype({"tensor": "string"} if rows else {})
+    with pd.option_context("mode.string_storage", "python"):  # PyArrow refuses names that are no Unicode
+        return pd.DataFrame(rows).astype({"tensor": "string"} if rows else {})
 
 
 def render_terminal(stability: Stability, style: Style) -> str:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from quantlab.gate.verdict import CheckResult, Verdict
-from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
+from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
+from quantlab.harness.measurement import Latency
 from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution
 from quantlab.reports.cells import EMULATED, MISSING, capped, fixed, interval, mebibytes, significant
+from quantlab.statistics.interval import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,7 @@ Row = TypeVar("Row")
 Part = TypeVar("Part")
 Value = TypeVar("Value")
 
-_TEXT, _WHOLE, _NUMBER, _TRUTH = "string", "Int64", "Float64", "boolean"
+_TEXT, _WHOLE, _NUMBER, _TRUTH = "string[python]", "Int64", "Float64", "boolean"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from quantlab.gate.metrics import Claim, Metric
 from quantlab.gate.plan import POWERS, Plan, images_for_margin, plan_non_inferiority
 from quantlab.gate.policy import Check, Level, Margin, Policy, Waiver
 from quantlab.gate.presets import PRESETS
-from quantlab.gate.tango import loss_upper_bound
 from quantlab.gate.verdict import VERDICT_SCHEMA, CheckResult, Outcome, Verdict
+from quantlab.statistics.tango import loss_upper_bound
 
 __all__ = [
     "POWERS",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from quantlab.gate.metrics import METRICS, Claim
 from quantlab.gate.policy import Check
 from quantlab.gate.verdict import CheckResult, Outcome
-from quantlab.harness.comparison import Comparison, Interval, VariantResult
+from quantlab.harness.comparison import Comparison, VariantResult
+from quantlab.statistics.interval import Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import math
 from quantlab.gate.case import Case, percent
 from quantlab.gate.metrics import Claim
 from quantlab.gate.verdict import CheckResult, Outcome
-from quantlab.harness.comparison import Latency
+from quantlab.harness.measurement import Latency
 from quantlab.precision import Execution
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from quantlab.gate.case import Case, downward, percent, upward
-from quantlab.gate.mcnemar import mcnemar_p
 from quantlab.gate.metrics import Claim, Metric
 from quantlab.gate.plan import images_for_margin
 from quantlab.gate.policy import Margin
-from quantlab.gate.tango import loss_interval
 from quantlab.gate.verdict import CheckResult, Outcome
-from quantlab.harness.comparison import Classification, Interval
+from quantlab.harness.comparison import Classification
+from quantlab.statistics.interval import Interval
+from quantlab.statistics.mcnemar import mcnemar_p
+from quantlab.statistics.tango import loss_interval
 
 _TOLERANCE_PP = 1e-9  # a loss of exactly the margin is inside it, whatever the last bit says
 

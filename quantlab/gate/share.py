@@ -5,9 +5,9 @@ from __future__ import annotations
 from quantlab.gate.case import Case, downward, percent, upward
 from quantlab.gate.metrics import Claim
 from quantlab.gate.plan import images_for_proportion
-from quantlab.gate.proportion import proportion_lower_bound, proportion_upper_bound
 from quantlab.gate.verdict import CheckResult, Outcome
-from quantlab.harness.comparison import Interval
+from quantlab.statistics.interval import Interval
+from quantlab.statistics.proportion import proportion_lower_bound, proportion_upper_bound
 
 _MEND = "calibrate with another --method, or keep sensitive layers in floating point with --exclude"
 

@@ -12,8 +12,8 @@ from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError, ExitCode
 from quantlab.gate.metrics import Claim
 from quantlab.gate.policy import Level, OnInconclusive
-from quantlab.harness.comparison import Interval
 from quantlab.records import from_plain, to_plain
+from quantlab.statistics.interval import Interval
 
 VERDICT_SCHEMA = "quantlab.gate/1"
 

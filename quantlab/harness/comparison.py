@@ -9,26 +9,13 @@ from pathlib import Path
 from quantlab.degradation import Degradation
 from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError
+from quantlab.harness.measurement import Latency
 from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution, Precision
 from quantlab.records import from_plain, to_plain
+from quantlab.statistics.interval import Interval
 
 COMPARISON_SCHEMA = "quantlab.comparison/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A two-sided confidence interval.
-
-    Attributes:
-        low: Lower bound.
-        high: Upper bound.
-        confidence: Coverage, 0 to 1.
-    """
-
-    low: float
-    high: float
-    confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +74,45 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """Host latency of one call, from interleaved rounds.
+class Slice:
+    """Samples that have a value in common.
 
     Attributes:
-        boundary: What lies between start and stop of the clock.
-        batch_size: Samples a call.
-        n_calls: Timed calls.
-        median_ms: Median of all calls.
-        p90_ms: 90th percentile.
-        p99_ms: 99th percentile; None with fewer than 459 calls (MLPerf LoadGen's count for p99).
-        throughput_per_s: Samples a second at the median.
-        ratio: Median of the paired round ratios variant/reference; below 1 is faster.
-        ratio_interval: Bootstrap interval of ``ratio`` over rounds.
+        column: ``class``, or a column of the file that ``--slices`` names.
+        value: The value, for classes their name where it is known.
     """
 
-    boundary: str
-    batch_size: int
-    n_calls: int
-    median_ms: float
-    p90_ms: float
-    p99_ms: float | None
-    throughput_per_s: float
-    ratio: float
-    ratio_interval: Interval
+    column: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One figure of the task, of a variant and of the reference on the same samples.
+
+    Attributes:
+        figure: Such as ``top1``, ``map``, ``miou``, ``mae``, or the name of a user's own metric.
+        unit: ``%`` for shares, else the unit of the values; empty for pure numbers.
+        higher_is_better: Direction.
+        value: Of the variant; NaN where it is undefined.
+        reference: Of the reference.
+        difference: ``value - reference``, in the unit (percentage points for ``%``).
+        interval: Of the difference; None where there are too few samples, or for the reference itself.
+        method: How the interval was made, in words; empty without one.
+        n: Samples that it is over.
+        slice: Samples that it is over; None for all.
+    """
+
+    figure: str
+    unit: str
+    higher_is_better: bool
+    value: float
+    reference: float
+    difference: float
+    interval: Interval | None
+    method: str
+    n: int
+    slice: Slice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class VariantResult:
         classification: Top-k decisions; None if no output looks like class scores.
         latency: None where latency was not measured.
         device: Times on the GPU by CUDA events, by trtexec's definitions; None where there are none.
+        scores: Figures of the task, over all samples first, then slice by slice.
     """
 
     name: str
@@ -146,6 +149,7 @@ class VariantResult:
     classification: Classification | None
     latency: Latency | None
     device: DeviceFigures | None = None
+    scores: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,7 @@ class Comparison:
         noise_floor: Interval of the reference's latency ratio against itself (A/A control); None if not timed.
         environment: Versions, processor, threads.
         degradations: Everything that was degraded on the way, calibration and build included.
+        task: What the model is for: ``classify``, ``outputs``, ``detect``, ``segment`` or ``regress``.
     """
 
     reference: str
@@ -177,6 +182,7 @@ class Comparison:
     noise_floor: Interval | None
     environment: Mapping[str, object]
     degradations: tuple[Degradation, ...]
+    task: str = "outputs"
 
     def variant(self, name: str) -> VariantResult | None:
         """The result of that name, or None."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import MeasurementError
-from quantlab.harness.comparison import Interval, Latency
+from quantlab.harness.measurement import Latency
+from quantlab.statistics.interval import Interval
 
 Floats = NDArray[np.float64]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from quantlab.degradation import Degradation
-from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
+from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
+from quantlab.harness.measurement import Latency
 from quantlab.precision import Execution, Precision
+from quantlab.statistics.interval import Interval
 
 REFERENCE = "onnxruntime-fp32"
 INT8 = "onnxruntime-int8-minmax"

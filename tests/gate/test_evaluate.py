@@ -19,8 +19,9 @@ from quantlab.gate.evaluate import JUDGES, evaluate
 from quantlab.gate.loading import load_policy, parse_policy
 from quantlab.gate.metrics import Metric
 from quantlab.gate.verdict import CheckResult, Outcome, Verdict
-from quantlab.harness.comparison import Comparison, Interval
+from quantlab.harness.comparison import Comparison
 from quantlab.precision import Execution, Precision
+from quantlab.statistics.interval import Interval
 
 TODAY = dt.date(2026, 6, 1)
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE

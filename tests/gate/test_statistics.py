@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from quantlab.errors import ConfigError, GateError
-from quantlab.gate.mcnemar import mcnemar_p
 from quantlab.gate.plan import images_for_margin, images_for_proportion, plan_non_inferiority
-from quantlab.gate.proportion import proportion_lower_bound, proportion_upper_bound
-from quantlab.gate.tango import loss_upper_bound
+from quantlab.statistics.mcnemar import mcnemar_p
+from quantlab.statistics.proportion import proportion_lower_bound, proportion_upper_bound
+from quantlab.statistics.tango import loss_upper_bound
 
 # One-sided 95 %, true loss 0: rows are discordances in %, columns margins in pp; 80 and 90 % power.
 # From (z_0.95 + z_power)^2 d / m^2, computed independently of this code.

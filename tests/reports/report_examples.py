@@ -11,9 +11,11 @@ from quantlab.degradation import Degradation, DegradationCode
 from quantlab.gate.evaluate import evaluate
 from quantlab.gate.loading import parse_policy
 from quantlab.gate.verdict import Verdict
-from quantlab.harness.comparison import Classification, Comparison, Interval, Latency, OutputDrift, VariantResult
+from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
+from quantlab.harness.measurement import Latency
 from quantlab.harness.trtexec import DeviceFigures, Spread
 from quantlab.precision import Execution, Precision
+from quantlab.statistics.interval import Interval
 
 POLICY = """
 schema = 1

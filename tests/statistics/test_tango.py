@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.errors import GateError
-from quantlab.gate.tango import loss_interval, loss_lower_bound, loss_upper_bound
+from quantlab.statistics.tango import loss_interval, loss_lower_bound, loss_upper_bound
 
 PUBLISHED = [
     # b, c, n, alpha, low, high, decimals

@@ -1,0 +1,1 @@
+"""Intervals and tests for paired measurements; nothing here knows what was measured."""
