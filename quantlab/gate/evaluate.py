@@ -15,6 +15,7 @@ from quantlab.gate.metrics import Metric
 from quantlab.gate.outputs import judge_drift, judge_finite, judge_not_constant
 from quantlab.gate.paired import judge_loss
 from quantlab.gate.policy import Check, Level, Policy, Waiver
+from quantlab.gate.score import judge_score
 from quantlab.gate.selection import candidates, judged, matches
 from quantlab.gate.share import judge_share
 from quantlab.gate.verdict import CheckResult, Outcome, Verdict, worst
@@ -125,6 +126,7 @@ JUDGES: Mapping[Metric, Callable[[Case], CheckResult]] = MappingProxyType(
         Metric.MAX_ABS_ERROR: judge_drift,
         Metric.LATENCY_RATIO: judge_latency,
         Metric.SIZE_RATIO: judge_size,
+        Metric.SCORE: judge_score,
         Metric.FINITE: judge_finite,
         Metric.NOT_CONSTANT: judge_not_constant,
         Metric.PRECISION_PROVED: judge_precision,

@@ -182,6 +182,14 @@ def _check_check(check: Check, where: str) -> None:
         raise ConfigError(f"min_samples of {where} is out of range", got=check.min_samples, expected="at least 1")
     if check.output != "*" and check.metric not in _OUTPUT_METRICS:
         raise ConfigError(f"{where} names an output, but {check.metric} is not a metric of outputs", got=check.output)
+    if (check.figure is None) == (check.metric is Metric.SCORE):
+        raise ConfigError(
+            f"{where} {'names no' if check.figure is None else 'names a'} figure",
+            got=f"metric = {str(check.metric)!r}",
+            expected="figure together with metric = 'score', such as figure = 'map'",
+        )
+    if check.slices is not None and check.metric is not Metric.SCORE:
+        raise ConfigError(f"{where} has slices", got=check.slices, expected="only with metric = 'score'")
     if check.aa_noise_max is not None:
         if check.metric is not Metric.LATENCY_RATIO:
             raise ConfigError(f"{where} has aa_noise_max", expected="only with metric = 'latency_ratio'")
@@ -203,6 +211,8 @@ def _check_threshold(check: Check, allowed: tuple[Threshold, ...], where: str) -
         )
     if check.margin is not None:
         _check_margin(check.margin, f"the margin of {where}")
+        if check.margin.absolute is not None and check.metric is not Metric.SCORE:
+            raise ConfigError(f"the margin of {where} is unclear", got="absolute", expected="absolute_pp or relative")
     if check.limit is not None:
         _check_limit(check.metric, check.limit, f"the limit of {where}")
         if check.metric in _PERCENT_METRICS and check.effective_claim is not Claim.ON_THIS_SET and check.limit == 100.0:
@@ -215,9 +225,12 @@ def _check_threshold(check: Check, allowed: tuple[Threshold, ...], where: str) -
 
 
 def _check_margin(margin: Margin, where: str) -> None:
-    if (margin.absolute_pp is None) == (margin.relative is None):
-        got = "neither" if margin.relative is None else "both"
-        raise ConfigError(f"{where} is unclear", got=got, expected="either absolute_pp or relative")
+    given = [name for name in ("absolute_pp", "relative", "absolute") if getattr(margin, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise ConfigError(f"{where} is unclear", got=got, expected="one of absolute_pp, relative and absolute")
+    if margin.absolute is not None and not 0.0 < margin.absolute < math.inf:
+        raise ConfigError(f"{where} is out of range", got=margin.absolute, expected="above 0")
     if margin.absolute_pp is not None and not 0.0 < margin.absolute_pp < 100.0:
         raise ConfigError(f"{where} is out of range", got=margin.absolute_pp, expected="above 0 and below 100 pp")
     if margin.relative is not None and not 0.0 < margin.relative < 1.0:
@@ -231,5 +244,5 @@ def _check_limit(metric: Metric, limit: float, where: str) -> None:
         raise ConfigError(f"{where} is out of range", got=limit, expected="percent: 99 for 99 %, not 0.99")
     if metric is Metric.COSINE and not -1.0 <= limit <= 1.0:
         raise ConfigError(f"{where} is out of range", got=limit, expected="from -1 to 1")
-    if not METRICS[metric].higher_is_better and limit < 0.0:
+    if metric is not Metric.SCORE and not METRICS[metric].higher_is_better and limit < 0.0:
         raise ConfigError(f"{where} is out of range", got=limit, expected="at least 0")

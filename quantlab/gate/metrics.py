@@ -29,6 +29,8 @@ class Metric(StrEnum):
     """Latency of the candidate divided by the reference's; below 1 is faster."""
     SIZE_RATIO = "size_ratio"
     """Size of the candidate divided by the reference's; below 1 is smaller."""
+    SCORE = "score"
+    """A figure of the task by its name, such as ``figure = "map"``."""
     FINITE = "finite"
     """No output value is NaN or infinite."""
     NOT_CONSTANT = "not_constant"
@@ -101,6 +103,7 @@ METRICS: Mapping[Metric, MetricRules] = MappingProxyType(
         Metric.MAX_ABS_ERROR: _rules("", False, at_most=_LIMIT, on_this_set=_LIMIT),
         Metric.LATENCY_RATIO: _rules("x", False, at_most=_LIMIT, on_this_set=_LIMIT),
         Metric.SIZE_RATIO: _rules("x", False, at_most=_LIMIT, on_this_set=_LIMIT),
+        Metric.SCORE: _rules("", True, non_inferior=_MARGIN, at_least=_LIMIT, at_most=_LIMIT, on_this_set=_EITHER),
         Metric.FINITE: _rules("", True, on_this_set=_NONE),
         Metric.NOT_CONSTANT: _rules("", True, on_this_set=_NONE),
         Metric.PRECISION_PROVED: _rules("", True, on_this_set=_NONE),

@@ -62,15 +62,17 @@ class OnInconclusive(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """Largest loss of accuracy against the reference; exactly one of the two is given.
+    """Largest loss against the reference; exactly one of the three is given.
 
     Attributes:
         absolute_pp: In percentage points.
-        relative: As a fraction of the reference's accuracy on the same samples: 0.01 is "99 % of FP32".
+        relative: As a fraction of the reference's figure on the same samples: 0.01 is "99 % of FP32".
+        absolute: In the unit of the figure (metric ``score`` only).
     """
 
     absolute_pp: float | None = None
     relative: float | None = None
+    absolute: float | None = None
 
     def in_pp(self, reference_pct: float) -> float:
         """The margin in percentage points, given the reference's accuracy in percent."""
@@ -78,7 +80,17 @@ class Margin:
             return self.absolute_pp
         return (self.relative or 0.0) * reference_pct
 
+    def in_unit(self, reference: float, unit: str) -> float | None:
+        """The margin in the unit of a figure that the reference has; None if percentage points mean nothing there."""
+        if self.absolute is not None:
+            return self.absolute
+        if self.absolute_pp is not None:
+            return self.absolute_pp if unit == "%" else None
+        return (self.relative or 0.0) * abs(reference)
+
     def __str__(self) -> str:
+        if self.absolute is not None:
+            return f"{self.absolute:g}"
         return f"{self.absolute_pp:g} pp" if self.absolute_pp is not None else f"{self.relative:g} of the reference"
 
 
@@ -107,10 +119,12 @@ class Check:
         candidate: A precision, a variant's name, or a pattern of names with ``*``; never selects the reference.
         reference: Likewise; if given, the comparison's reference must match it.
         claim: What is claimed; None takes the metric's default.
-        margin: Largest loss against the reference (top1, top5).
+        margin: Largest loss against the reference (top1, top5, score).
         limit: Value to reach, in the metric's unit.
         output: Name or pattern of the model outputs to look at, for metrics of outputs.
         min_samples: Fewer samples (latency: calls) than this never pass.
+        figure: Name of the task's figure (score only), such as ``map``, ``miou``, ``mae``, ``top1``, ``ece``.
+        slices: Column whose every slice is judged (score only), such as ``class``; None for all samples together.
         aa_noise_max: Largest deviation from 1 of the reference's latency ratio against itself (latency_ratio only).
         level: What a check that does not pass does to the verdict.
     """
@@ -125,6 +139,8 @@ class Check:
     output: str = "*"
     min_samples: int = 1
     aa_noise_max: float | None = None
+    figure: str | None = None
+    slices: str | None = None
     level: Level = Level.ERROR
 
     @property

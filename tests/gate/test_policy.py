@@ -128,8 +128,13 @@ REFUSED = {
     "top5 non-inferior": (
         check('metric = "top5"\nclaim = "non-inferior"\nmargin = { absolute_pp = 1 }'), "does not support", "at-least"
     ),
-    "empty margin": (check('metric = "top1"\nmargin = {}'), "unclear", "neither"),
-    "two margins": (check('metric = "top1"\nmargin = { absolute_pp = 1, relative = 0.1 }'), "unclear", "both"),
+    "empty margin": (check('metric = "top1"\nmargin = {}'), "unclear", "none"),
+    "two margins": (check('metric = "top1"\nmargin = { absolute_pp = 1, relative = 0.1 }'), "unclear", "absolute_pp and"),
+    "absolute margin of a share": (check('metric = "top1"\nmargin = { absolute = 1 }'), "unclear", "absolute_pp or"),
+    "no figure": (check('metric = "score"\nmargin = { absolute = 1 }'), "names no figure", "figure = 'map'"),
+    "figure of another": (check('metric = "finite"\nfigure = "map"'), "names a figure", "metric = 'score'"),
+    "slices of another": (check('metric = "finite"\nslices = "class"'), "has slices", "metric = 'score'"),
+    "infinite margin": (check('metric = "score"\nfigure = "a"\nmargin = { absolute = inf }'), "out of range", "above"),
     "zero margin": (check('metric = "top1"\nmargin = { absolute_pp = 0 }'), "out of range", "above 0"),
     "relative margin in percent": (check('metric = "top1"\nmargin = { relative = 99 }'), "out of range", "fraction"),
     "fraction for percent": (check('metric = "agreement"\nlimit = 0.99'), "out of range", "percent: 99"),
