@@ -44,6 +44,7 @@ from quantlab.workflow.build import build_variants, builder_for
 from quantlab.workflow.sources import DataRequest, open_data, open_model
 
 SCHEMA = "quantlab.gpu-results/1"
+BATCHES_DISAGREE = "samples give other results than one by one"
 PRECISIONS = {
     "onnxruntime": ("fp32",),
     "tensorrt": ("fp32", "tf32", "fp16", "bf16", "int8", "int8-fp16", "fp8"),
@@ -195,7 +196,9 @@ def render(documents: list[dict[str, Any]]) -> str:
         lines.append("")
         for name, reason in document["skipped"].items():
             lines.append(f"- `{name}` was not built. {sentence(reason)}")
-        lines += [""] if document["skipped"] else []
+        told = [text for texts in document["degradations"].values() for text in texts if BATCHES_DISAGREE in text]
+        lines += [f"- {text}." for text in told]
+        lines += [""] if document["skipped"] or told else []
     return "\n".join(lines)
 
 
