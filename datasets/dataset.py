@@ -96,6 +96,11 @@ class SourceDataset:
         return self._listing.class_names
 
     @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """Ids of the samples that are used, readable or not."""
+        return tuple(self._listing.ids[index] for index in self._selection.indices)
+
+    @property
     def preprocess(self) -> ResolvedPreprocess:
         """The preprocessing that is applied, with all of it filled in; none for ready tensors."""
         return self._preprocess
@@ -104,6 +109,11 @@ class SourceDataset:
     def inputs(self) -> tuple[InputSpec, ...]:
         """The model inputs that the samples are made for."""
         return self._inputs
+
+    @property
+    def listed_ids(self) -> tuple[str, ...]:
+        """Ids of all that the source lists, a subset or not; known without a pass."""
+        return self._listing.ids
 
     def __len__(self) -> int:
         return len(self._selection.indices)

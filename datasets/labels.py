@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantlab.datasets.annotations_coco import FROM_ZERO, class_numbers, read_coco
 from quantlab.datasets.decode import IMAGE_SUFFIXES
+from quantlab.datasets.names import SampleNames
 from quantlab.datasets.source import Labelling, Listing
-from quantlab.documents import near_match, read_file
+from quantlab.documents import read_file
 from quantlab.errors import DataError
 
 _FILE_HEADERS = frozenset({"file", "filename", "file_name", "path", "image", "id", "name"})
@@ -25,7 +26,7 @@ class LabelRow:
     """One row of a labels file.
 
     Attributes:
-        line: Line number, from 1.
+        line: Line number, from 1; of a COCO file the index of the annotation.
         file: Sample id or base name; None if the file has one label a line.
         label: Number or class name, as written.
     """
@@ -158,12 +159,15 @@ def override_labels(listing: Listing, path: Path) -> Listing:
     """Replace the labels of a listing by those of a file; samples that it does not name have none.
 
     Rows name a sample by its id or, where that is unambiguous, by its base name. A file with one label a line gives
-    them in the order of the samples.
+    them in the order of the samples. A ``.json`` file is of the COCO form with annotations of one category an image;
+    classes are numbered in the order of the categories' ids.
 
     Raises:
         DataError: If the file is malformed, has conflicting rows for a sample, a row for no sample or for several,
             or not one line a sample.
     """
+    if path.suffix.lower() == ".json":
+        return _override_by_coco(listing, path)
     rows = read_label_rows(path)
     where = f"labels file {path}"
     if rows[0].file is None:
@@ -181,33 +185,27 @@ def override_labels(listing: Listing, path: Path) -> Listing:
     return replace(listing, labels=numbered.labels, class_names=numbered.class_names, labelling=numbered.labelling)
 
 
-def _by_name(listing: Listing, rows: Sequence[LabelRow], where: str) -> list[str | None]:
-    by_id = {name: index for index, name in enumerate(listing.ids)}
-    by_base: defaultdict[str, list[int]] = defaultdict(list)
-    for name, index in by_id.items():
-        by_base[name.rsplit("/", 1)[-1]].append(index)
+def _override_by_coco(listing: Listing, path: Path) -> Listing:
+    coco = read_coco(path)
+    numbers = class_numbers(coco, FROM_ZERO)
+    rows = [
+        LabelRow(index, coco.images[one.image].name, str(numbers[one.category]))
+        for index, one in enumerate(coco.annotations)
+    ]
+    values = _by_name(listing, rows, coco.where, "annotation")
+    labels = tuple(None if value is None else int(value) for value in values)
+    return replace(listing, labels=labels, class_names=tuple(coco.categories.values()), labelling=Labelling.STATED)
+
+
+def _by_name(listing: Listing, rows: Sequence[LabelRow], where: str, unit: str = "line") -> list[str | None]:
+    names = SampleNames(listing.ids, listing.name)
     values: list[str | None] = [None] * len(listing.ids)
     for row in rows:
-        name = (row.file or "").removeprefix("./")
-        matches = [by_id[name]] if name in by_id else by_base.get(name, [])
-        if not matches:
-            near = near_match(name, listing.ids) if len(listing.ids) <= 10_000 else None
-            raise DataError(
-                f"{where} line {row.line} labels a sample that is not in {listing.name}",
-                got=repr(row.file),
-                hint=f"did you mean {near!r}?" if near else f"ids look like {listing.ids[0]!r}",
-            )
-        if len(matches) > 1:
-            raise DataError(
-                f"{where} line {row.line} names {len(matches)} samples",
-                got=repr(row.file),
-                expected=f"one of {listing.ids[matches[0]]!r}, {listing.ids[matches[1]]!r}, ...",
-            )
-        (index,) = matches
+        index = names.index(row.file or "", f"{where} {unit} {row.line}")
         if values[index] not in (None, row.label):
             raise DataError(
                 f"{where} has conflicting labels for {row.file!r}",
-                got=f"{values[index]!r} and, at line {row.line}, {row.label!r}",
+                got=f"{values[index]!r} and, at {unit} {row.line}, {row.label!r}",
                 expected="one label a sample",
             )
         values[index] = row.label

@@ -13,7 +13,7 @@ from quantlab.datasets.arrays import open_arrays
 from quantlab.datasets.content import Content
 from quantlab.datasets.dataset import Selection, SourceDataset
 from quantlab.datasets.decode import IMAGE_SUFFIXES
-from quantlab.datasets.factory import FACTORY, open_factory
+from quantlab.datasets.factory import open_factory
 from quantlab.datasets.folder import open_folder
 from quantlab.datasets.glob import open_glob, open_image
 from quantlab.datasets.idx import IDX_NAME, open_idx
@@ -27,6 +27,7 @@ from quantlab.datasets.protocol import Dataset
 from quantlab.datasets.resolution import ResolvedPreprocess, as_ready
 from quantlab.datasets.source import Listing, Source
 from quantlab.datasets.subset import balanced_subset
+from quantlab.datasets.user_code import FUNCTION
 from quantlab.documents import near_match
 from quantlab.errors import ConfigError, DataError
 
@@ -159,7 +160,7 @@ def _open_source(spec: str, inputs: Sequence[InputSpec], seed: int) -> Source | 
         return torchvision_source.open_torchvision(spec, inputs)
     if glob.has_magic(spec):
         return open_glob(str(path))
-    if FACTORY.match(spec):
+    if FUNCTION.match(spec):
         return open_factory(spec, inputs)
     raise _missing(path, spec)
 

@@ -227,15 +227,34 @@ class Preprocess:
     def _resized(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self.resize is Resize.SHORTEST and self.shortest is not None:
             return geometry.resize(image, geometry.shortest_size(image.shape, self.shortest), self.interpolation)
-        if self.resize in (Resize.STRETCH, Resize.LETTERBOX):
-            if self.size is None:
-                raise ConfigError(
-                    f"the preprocessing {self.resize.value!r} has no size", expected="size = [height, width]"
-                )
-            if self.resize is Resize.STRETCH:
-                return geometry.resize(image, self.size, self.interpolation)
-            return geometry.letterbox(image, self.size, self.interpolation, self.fill)
+        if self.resize is Resize.STRETCH:
+            return geometry.resize(image, self._required_size(), self.interpolation)
+        if self.resize is Resize.LETTERBOX:
+            return geometry.letterbox(image, self._required_size(), self.interpolation, self.fill)
         return image
+
+    def placement(self, shape: tuple[int, int]) -> geometry.Placement:
+        """Where an image of ``shape`` (height, width) lies in what the model is fed; exact for `apply`.
+
+        Raises:
+            ConfigError: If the size is missing.
+        """
+        top, left, fed = 0, 0, shape
+        if self.resize is Resize.SHORTEST and self.shortest is not None:
+            fed = geometry.shortest_size(shape, self.shortest)
+        elif self.resize is not Resize.NONE:
+            fed = self._required_size()
+        height, width = fed
+        if self.resize is Resize.LETTERBOX:
+            top, left, height, width = geometry.letterbox_area(shape, fed)
+        scale = (height / shape[0], width / shape[1])
+        placed = geometry.Placement(shape, fed, scale, (float(top), float(left)))
+        return placed if self.crop is None else placed.cropped(self.crop)
+
+    def _required_size(self) -> tuple[int, int]:
+        if self.size is None:
+            raise ConfigError(f"the preprocessing {self.resize.value!r} has no size", expected="size = [height, width]")
+        return self.size
 
     def describe(self) -> str:
         """One readable line, such as ``stretch to 28x28 bilinear, gray, (x/255 - 0.286) / 0.353, NCHW``."""

@@ -54,6 +54,8 @@ class DegradationCode(StrEnum):
     """Weights beyond the range of the number format were clipped."""
     OVERFLOW_NOT_MEASURED = "overflow-not-measured"
     """Tensors became FP16 though nothing says whether their values fit."""
+    ENGINE_FAILED = "engine-failed"
+    """An engine failed in the middle of a comparison; it was left out, and the others' results were kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,22 @@ from quantlab.calibrators.stability_result import Stability
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.findings import LintReport
 from quantlab.gate.verdict import Verdict
+from quantlab.harness.bench import Bench
 from quantlab.harness.comparison import Comparison
+from quantlab.harness.layer_record import LayerDrift
+from quantlab.harness.profile import Profiles
+from quantlab.harness.truth_record import Truth
+from quantlab.reports.bench_frame import bench_frame
 from quantlab.reports.calibration import calibration_frame
 from quantlab.reports.cells import plain
 from quantlab.reports.findings import findings_frame
 from quantlab.reports.format import Format, Style
+from quantlab.reports.layer_drift import layers_frame
+from quantlab.reports.profile import profile_frame
+from quantlab.reports.scores import score_columns
 from quantlab.reports.stability import stability_frame
 from quantlab.reports.table import comparison_frame, verdict_frame
+from quantlab.reports.truth import truth_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +39,15 @@ def inert(text: str) -> str:
 
 
 def render_comparison(comparison: Comparison, style: Style) -> str:
-    """One line for each variant, the columns of `comparison_frame`."""
-    return _csv(comparison_frame(comparison))
+    """One line for each variant: the columns of `comparison_frame` and, behind them, `score_columns`."""
+    import pandas as pd
+
+    return _csv(pd.concat([comparison_frame(comparison), score_columns(comparison)], axis=1))
+
+
+def render_bench(bench: Bench, style: Style) -> str:
+    """One line for each engine and setting, the columns of `bench_frame`."""
+    return _csv(bench_frame(bench))
 
 
 def render_verdict(verdict: Verdict, style: Style) -> str:
@@ -54,6 +70,21 @@ def render_stability(stability: Stability, style: Style) -> str:
     return _csv(stability_frame(stability))
 
 
+def render_truth(truth: Truth, style: Style) -> str:
+    """One line for each execution and output, the columns of `truth_frame`."""
+    return _csv(truth_frame(truth))
+
+
+def render_layers(drift: LayerDrift, style: Style) -> str:
+    """One line for each tensor and layer, the columns of `layers_frame`."""
+    return _csv(layers_frame(drift))
+
+
+def render_profiles(profiles: Profiles, style: Style) -> str:
+    """One line for each row of layers and engine, the columns of `profile_frame`."""
+    return _csv(profile_frame(profiles))
+
+
 def _csv(frame: pd.DataFrame) -> str:
     guarded = frame.copy()
     for name in frame.columns:
@@ -68,10 +99,14 @@ FORMAT = Format(
     MappingProxyType(
         {
             Comparison: render_comparison,
+            Bench: render_bench,
             Verdict: render_verdict,
             CalibrationTable: render_table,
             LintReport: render_findings,
             Stability: render_stability,
+            Profiles: render_profiles,
+            Truth: render_truth,
+            LayerDrift: render_layers,
         }
     ),
 )

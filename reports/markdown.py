@@ -9,10 +9,18 @@ from types import MappingProxyType
 from quantlab.calibrators.stability_result import Stability
 from quantlab.findings import LintReport, group_findings
 from quantlab.gate.verdict import CheckResult, Verdict
+from quantlab.harness.bench import Bench
 from quantlab.harness.comparison import Comparison, VariantResult
+from quantlab.harness.explain import slower_than_fp32
+from quantlab.harness.layer_record import LayerDrift
+from quantlab.harness.profile import Profiles
+from quantlab.harness.truth_record import Truth
+from quantlab.reports import layer_drift, profile, truth
+from quantlab.reports.bench import bench_head, bench_notes, bench_tables, bench_warnings
 from quantlab.reports.cells import digest, interval, plain, shorten
 from quantlab.reports.findings import lint_head, place
 from quantlab.reports.format import Format, Style
+from quantlab.reports.scores import MANY, score_tables
 from quantlab.reports.stability import (
     SIZE_HEADINGS,
     sentences,
@@ -21,7 +29,7 @@ from quantlab.reports.stability import (
     tensor_cells,
     tensor_headings,
 )
-from quantlab.reports.table import TABLES, Column, best, device_notes, shown, undecided_latency
+from quantlab.reports.table import LATENCY_COLUMNS, TABLES, Column, best, device_notes, shown, undecided_latency
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 
@@ -66,6 +74,13 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         ]
         words = 1 + sum(column.left for column in visible)
         lines += [f"## {title}", "", *table(headings, rows, words), ""]
+        if columns is LATENCY_COLUMNS and (slower := slower_than_fp32(comparison)):
+            lines += [*(f"- {escape(sentence)}" for sentence in slower), ""]
+    for scored in score_tables(comparison, MANY):
+        cells = [[escape(cell) for cell in row] for row in scored.rows]
+        headings = [escape(heading) for heading in scored.headings]
+        lines += [f"## {escape(scored.title)}", "", *table(headings, cells, scored.words), ""]
+        lines += [escape(" ".join(scored.notes)), ""] if scored.notes else []
     notes = ["Bold: best of the candidates."]
     if any(undecided_latency(result, comparison.reference) for result in comparison.variants):
         notes.append("Italic ratio: the interval holds 1, neither faster nor slower was shown.")
@@ -86,6 +101,23 @@ def _cell(column: Column, result: VariantResult, comparison: Comparison) -> str:
     if column.heading == "ratio" and undecided_latency(result, comparison.reference):
         return f"*{text}*"
     return f"**{text}**" if result.name in best(column, comparison) else text
+
+
+def render_bench(bench: Bench, style: Style) -> str:
+    """Head, every table that has something to show, notes, warnings and degradations."""
+    lines = ["# Bench", "", escape(bench_head(bench)), ""]
+    for found in bench_tables(bench):
+        headings = [escape(found.first), *(escape(column.heading.strip()) for column in found.columns)]
+        rows = [
+            [escape(name), *(escape(column.cells[number]) for column in found.columns)]
+            for number, name in enumerate(found.names)
+        ]
+        lines += [f"## {escape(found.title)}", "", *table(headings, rows, 1), ""]
+    lines += [escape(" ".join(bench_notes(bench))), "", "## Warnings", ""]
+    lines += [f"- {escape(text)}" for text in bench_warnings(bench)] or ["None."]
+    lines += ["", "## Degradations", ""]
+    lines += [f"- {escape(str(degradation))}" for degradation in bench.degradations] or ["None."]
+    return "\n".join(lines) + "\n"
 
 
 def verdict_head(verdict: Verdict) -> list[str]:
@@ -139,6 +171,20 @@ def render_findings(report: LintReport, style: Style) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_profiles(profiles: Profiles, style: Style) -> str:
+    """Engines, what got slower and faster, the rows that cost most, and what to know of the times."""
+    engines = [[escape(cell) for cell in profile.engine_cells(profiles, i)] for i in range(len(profiles.engines))]
+    rows = [[escape(cell) for cell in profile.row_cells(profiles, row)] for row in profile.shown_rows(profiles)]
+    lines = ["# Profile of the layers", "", f"{escape(profile.head(profiles))}.", ""]
+    lines += table([escape(heading) for heading in profile.engine_headings(profiles)], engines, 1)
+    for title, changes in profile.findings(profiles):
+        lines += ["", f"## {escape(title)}", "", *(f"- {escape(change)}" for change in changes)]
+    lines += ["", "## Layers", "", *table([escape(text) for text in profile.row_headings(profiles)], rows, 1), ""]
+    lines += [profile.more_rows(profiles), ""] if profile.more_rows(profiles) else []
+    lines += [f"- {escape(remark)}" for remark in profile.remarks(profiles)]
+    return "\n".join(lines) + "\n"
+
+
 def render_stability(stability: Stability, style: Style) -> str:
     """The finding, a table of sizes, and one of all tensors, least stable first."""
     finding, *notes = sentences(stability)
@@ -154,15 +200,48 @@ def render_stability(stability: Stability, style: Style) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_truth(result: Truth, style: Style) -> str:
+    """The sentence of each runtime, the table, and what limits it."""
+    lines = [f"# {escape(result.graph)} in several runtimes", "", escape(truth.truth_head(result)), ""]
+    lines += [f"- **{row.judgement}**: {escape(text)}." for row, text in truth.verdicts(result)]
+    names, cells = truth.headings(result), truth.cells(result)
+    if cells:
+        words = 1 + ("output" in names)
+        lines += ["", *table(names, [[escape(cell) for cell in line] for line in cells], words)]
+    lines += ["", *(f"{escape(note)}\n" for note in truth.notes(result))]
+    lines += ["## Degradations", ""]
+    lines += [f"- {escape(str(degradation))}" for degradation in result.degradations] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def render_layers(drift: LayerDrift, style: Style) -> str:
+    """Where most is lost, and the tables in graph order."""
+    finding = drift.finding[:1].upper() + drift.finding[1:] + "."
+    lines = [f"# {escape(drift.variant)}: layer by layer", "", escape(layer_drift.layers_head(drift)), ""]
+    lines += [f"**{escape(finding)}**"]
+    for title, kinds in layer_drift.TABLES:
+        if rows := layer_drift.rows_of(drift, kinds):
+            cells = [[escape(cell) for cell in row] for row in rows]
+            lines += ["", f"## {title}", "", *table(layer_drift.part_headings(kinds), cells, 2)]
+    lines += ["", *(f"{escape(note)}\n" for note in layer_drift.notes(drift))]
+    lines += ["## Degradations", ""]
+    lines += [f"- {escape(str(degradation))}" for degradation in drift.degradations] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
 FORMAT = Format(
     "markdown",
     ".md",
     MappingProxyType(
         {
             Comparison: render_comparison,
+            Bench: render_bench,
             Verdict: render_verdict,
             LintReport: render_findings,
             Stability: render_stability,
+            Profiles: render_profiles,
+            Truth: render_truth,
+            LayerDrift: render_layers,
         }
     ),
 )

@@ -121,6 +121,14 @@ def _latency_field(name: str, dtype: str, value: Callable[[Latency], object]) ->
     return Field(name, dtype, lambda result: _of(result.latency, value))
 
 
+def _latency_bounds(name: str, value: Callable[[Latency], Interval | None]) -> tuple[Field[VariantResult], ...]:
+    """Two columns for the ends of an interval."""
+    return (
+        _latency_field(f"{name}_low", _NUMBER, lambda t: _of(value(t), lambda i: i.low)),
+        _latency_field(f"{name}_high", _NUMBER, lambda t: _of(value(t), lambda i: i.high)),
+    )
+
+
 def _device_field(name: str, dtype: str, value: Callable[[DeviceFigures], object]) -> Field[VariantResult]:
     return Field(name, dtype, lambda result: _of(result.device, value))
 
@@ -153,12 +161,29 @@ VARIANT_FIELDS: tuple[Field[VariantResult], ...] = (
     _latency_field("batch_size", _WHOLE, lambda t: t.batch_size),
     _latency_field("timed_calls", _WHOLE, lambda t: t.n_calls),
     _latency_field("latency_median_ms", _NUMBER, lambda t: t.median_ms),
+    *_latency_bounds("latency_median_ms", lambda t: t.median_interval),
+    _latency_field("latency_mean_ms", _NUMBER, lambda t: t.mean_ms),
+    _latency_field("latency_q1_ms", _NUMBER, lambda t: t.q1_ms),
+    _latency_field("latency_q3_ms", _NUMBER, lambda t: t.q3_ms),
     _latency_field("latency_p90_ms", _NUMBER, lambda t: t.p90_ms),
+    *_latency_bounds("latency_p90_ms", lambda t: t.p90_interval),
+    _latency_field("latency_p95_ms", _NUMBER, lambda t: t.p95_ms),
+    *_latency_bounds("latency_p95_ms", lambda t: t.p95_interval),
     _latency_field("latency_p99_ms", _NUMBER, lambda t: t.p99_ms),
+    *_latency_bounds("latency_p99_ms", lambda t: t.p99_interval),
+    _latency_field("latency_mild_outliers", _WHOLE, lambda t: _of(t.outliers, lambda o: o.low_mild + o.high_mild)),
+    _latency_field(
+        "latency_severe_outliers", _WHOLE, lambda t: _of(t.outliers, lambda o: o.low_severe + o.high_severe)
+    ),
+    _latency_field("latency_calls_per_timing", _WHOLE, lambda t: t.calls_per_timing),
+    _latency_field("latency_stationary", _TRUTH, lambda t: t.stationary),
+    _latency_field("latency_blocks", _WHOLE, lambda t: t.n_blocks),
     _latency_field("latency_ratio", _NUMBER, lambda t: t.ratio),
     Field("latency_ratio_low", _NUMBER, lambda r: _ratio_bound(r, lambda i: i.low)),
     Field("latency_ratio_high", _NUMBER, lambda r: _ratio_bound(r, lambda i: i.high)),
     Field("latency_ratio_confidence", _NUMBER, lambda r: _ratio_bound(r, lambda i: i.confidence)),
+    *_latency_bounds("latency_ratio_90", lambda t: t.equivalence_interval),
+    _latency_field("latency_verdict", _TEXT, lambda t: _of(t.change, lambda change: change.value)),
     _latency_field("throughput_per_s", _NUMBER, lambda t: t.throughput_per_s),
     _device_field("device_queries", _WHOLE, lambda d: d.queries),
     _device_field("device_compute_median_ms", _NUMBER, lambda d: d.compute.median_ms),
@@ -285,6 +310,7 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
     Column("p99 ms", _timed(lambda t: fixed(t.p99_ms, 3))),
     Column("ratio", _timed(lambda t: fixed(t.ratio, 3)), rank=_negative(_native(lambda t: t.ratio))),
     Column("interval", _timed(lambda t: interval(t.ratio_interval, 3))),
+    Column("verdict", _timed(lambda t: MISSING if t.change is None else t.change.value), left=True),
     Column("per s", _timed(lambda t: fixed(t.throughput_per_s, 1))),
     Column("size MiB", lambda r: mebibytes(r.size_bytes), rank=_negative(lambda r: float(r.size_bytes))),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -10,13 +11,19 @@ from quantlab.calibrators.table import CalibrationTable
 from quantlab.degradation import Degradation
 from quantlab.findings import LintReport
 from quantlab.gate.verdict import CheckResult, Outcome, Verdict
+from quantlab.harness.bench import Bench
 from quantlab.harness.comparison import Comparison, VariantResult
-from quantlab.reports import calibration, findings, stability
-from quantlab.reports.cells import digest, fixed, interval, plain
+from quantlab.harness.explain import slower_than_fp32
+from quantlab.harness.layer_record import LayerDrift
+from quantlab.harness.profile import Profiles
+from quantlab.harness.truth_record import Truth
+from quantlab.reports import bench, calibration, findings, layer_drift, profile, stability, truth
+from quantlab.reports.cells import digest, fixed, interval, plain, shorten
 from quantlab.reports.format import Format, Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
-from quantlab.reports.table import TABLES, Column, best, device_notes, shown, undecided_latency
+from quantlab.reports.scores import FEW, ScoreTable, score_tables
+from quantlab.reports.table import LATENCY_COLUMNS, TABLES, Column, best, device_notes, shown, undecided_latency
 
 _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     {
@@ -29,6 +36,7 @@ _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     }
 )
 _OUTCOME_WIDTH = max(len(outcome) for outcome in Outcome)
+_LONGEST_CELL = 48
 _BEST, _UNDECIDED, _PLAIN = "*", "~", " "
 
 
@@ -43,6 +51,10 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
     for title, columns in TABLES:
         if visible := shown(columns, comparison):
             lines += _tables(title, visible, comparison, width, style)
+        if columns is LATENCY_COLUMNS and (slower := slower_than_fp32(comparison)):
+            lines += [*(line for sentence in slower for line in wrap(plain(sentence), width)), ""]
+    for table in score_tables(comparison, FEW):
+        lines += _score_table(table, width, style)
     lines += _legend(comparison, width)
     lines += _degradations(comparison.degradations, width, style)
     return "\n".join(lines) + "\n"
@@ -73,6 +85,27 @@ def _tables(title: str, columns: Sequence[Column], comparison: Comparison, width
         yield lines[0]
         for result, line in zip(comparison.variants, lines[1:], strict=True):
             yield paint(line, style, "dim") if result.name == comparison.reference else line
+        yield ""
+
+
+def _score_table(table: ScoreTable, width: int, style: Style) -> Iterator[str]:
+    """The rows of each variant below a line with its name."""
+    blank = ("",) * (len(table.headings) - 2)
+    rows: list[tuple[str, ...]] = []
+    for variant, members in itertools.groupby(table.rows, key=lambda row: row[0]):
+        rows.append((variant, *blank))
+        rows += [(f"  {row[1]}", *row[2:]) for row in members]
+    headings = (f"{table.headings[0]}, {table.headings[1]}", *table.headings[2:])
+    first, *others = (
+        GridColumn(heading, tuple(shorten(plain(cell), _LONGEST_CELL) for cell in cells), number + 1 < table.words)
+        for number, (heading, cells) in enumerate(zip(headings, zip(*rows, strict=True), strict=True))
+    )
+    for number, lines in enumerate(grids(first, others, width)):
+        yield paint(table.title if number == 0 else f"{table.title} (continued)", style, "bold")
+        yield from lines
+        yield ""
+    if table.notes:
+        yield from wrap(" ".join(table.notes), width)
         yield ""
 
 
@@ -142,10 +175,14 @@ FORMAT = Format(
     MappingProxyType(
         {
             Comparison: render_comparison,
+            Bench: bench.render_terminal,
             Verdict: render_verdict,
             CalibrationTable: calibration.render_terminal,
             LintReport: findings.render_terminal,
             Stability: stability.render_terminal,
+            Profiles: profile.render_terminal,
+            Truth: truth.render_terminal,
+            LayerDrift: layer_drift.render_terminal,
         }
     ),
 )

@@ -24,6 +24,7 @@ VERBS = {
     "calibrate": "Images and an FP32 model to calibrated ranges, a TensorRT cache and a Q/DQ model.",
     "build": "Model, and calibration table, to FP32, TF32, FP16, BF16 and INT8 variants.",
     "compare": "Variants and data to a table of accuracy drift and latency.",
+    "bench": "Latency alone, with every figure that trtexec reports.",
     "gate": "Comparison and policy to a verdict and an exit code; `gate plan` counts the images needed.",
     "run": "The whole chain from a quantlab.toml; steps are cached and resumed.",
     "report": "Render a saved result again, in another format.",
@@ -33,7 +34,7 @@ VERBS = {
     "demo": "A working folder with bundled models, images, recipe and policy.",
     "completion": "Print the completion script of a shell.",
 }
-PLANNED = ("bench", "sensitivity", "search", "export", "history")
+PLANNED = ("sensitivity", "search", "export", "history")
 
 EPILOG = """\b
 Examples:

@@ -24,6 +24,7 @@ shapes = click.option(
 )
 _DATA = "Folder of images, glob, list file, .npz, .npy, IDX file, package.module:factory, or torchvision:NAME."
 data = click.option("--data", required=True, metavar="SOURCE", help=_DATA)
+optional_data = click.option("--data", metavar="SOURCE", help=_DATA)
 labels = click.option("--labels", type=PATH, help="CSV with the columns file,label, or one label a line.")
 preprocess = click.option("--preprocess", metavar="NAME|FILE", help="Preset, or a TOML file. Default: the model's own.")
 limit = click.option("--limit", type=int, metavar="N", help="Use a seeded, class-balanced subset of N samples.")
@@ -45,14 +46,14 @@ existing = click.option(
     default="refuse",
     show_default=True,
     metavar="POLICY",
-    help="Q/DQ pairs that the model holds: refuse it, or complete: keep them and quantize the rest.",
+    help="Q/DQ pairs that the model holds: refuse it; complete: keep them, quantize the rest; keep: add nothing.",
 )
 backend = click.option(
     "--backend",
     default="onnxruntime",
     show_default=True,
     metavar="NAME",
-    help="Backend to build for: onnxruntime, onnxruntime-cuda, tensorrt or tensorrt-rtx.",
+    help="Backend to build for: onnxruntime, onnxruntime-cuda, openvino, tensorrt or tensorrt-rtx.",
 )
 plugin = click.option("--plugin", multiple=True, metavar="LIB.so", help="TensorRT: library with own operators.")
 policy = click.option(

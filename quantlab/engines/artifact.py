@@ -13,6 +13,7 @@ from quantlab.engines.sidecar import Sidecar, write_sidecar
 from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
 from quantlab.files import sha256_file
+from quantlab.graph.existing import ExistingPolicy
 from quantlab.graph.metadata import own_preprocess, stated_preprocess
 from quantlab.graph.model import Model, model_inputs, model_outputs
 from quantlab.graph.qdq import Quantized, check_quantized, quantize_model
@@ -118,7 +119,7 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
         proved=made.proved,
         proof=made.proof,
         execution=made.execution,
-        target=variant.target.name if variant.quantized else None,
+        target=variant.target.name if variant.quantized and variant.existing is not ExistingPolicy.KEEP else None,
         method=ranges.method,
         excluded=made.graph.excluded,
         model=source.path.name if source.path else source.name,

@@ -29,6 +29,7 @@ def confirm(
     layers: LayerSummary | None,
     *,
     is_float32: bool = False,
+    inspector: str = "the inspector",
 ) -> tuple[Precision | None, str]:
     """Combine all that is known of an engine's precision.
 
@@ -45,6 +46,7 @@ def confirm(
         layers: What the inspector says; None if it was not asked.
         is_float32: Whether all weighted layers are known to have 32-bit operands, from a graph whose types bind; the
             inspector's word for it does as well.
+        inspector: Who says what the layers are, in words.
 
     Returns:
         The proved precision, None if nothing is proved; and how, in words. What differs from the request comes first.
@@ -63,7 +65,7 @@ def confirm(
     proved = shown if requested in UNTYPED or stated is None or against else by_types
     parts = [_verdict(requested, proved, found is not None)]
     if lacking and stated is not None:
-        parts.append(f"the inspector shows no weighted layer with {stated.upper()} operands")
+        parts.append(f"{inspector} shows no weighted layer with {stated.upper()} operands")
     if against and stated is not None:
         parts.append(f"the run contradicts the graph, which says {stated.upper()}")
     parts += [graph.text] if graph is not None and requested not in UNTYPED else []
@@ -71,7 +73,7 @@ def confirm(
     if found is not None and by_size is not None:
         parts.append(f"its types leave FP32 or TF32, and the error is {found.multiple:,.0f} times FP32's")
     elif found is not None and shown is not found.precision and shown is not None:
-        parts.append(f"the inspector's types leave {shown.upper()} alone")
+        parts.append(f"{inspector}'s types leave {shown.upper()} alone")
     parts += describe(layers) if layers is not None else ()
     return proved, "; ".join(part for part in parts if part)
 

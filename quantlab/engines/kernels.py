@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,6 +23,34 @@ INTEGER_KERNELS = frozenset(
 
 _OPTIMIZER = "graph_optimization_level"
 _FLOAT_WEIGHTS = "session.disable_quant_qdq"
+
+
+_NOTE = re.compile(r"(?:^|; )([^;]+) runs (\d+) of (\d+) with integer kernels")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCount:
+    """How many of the quantized layers of an engine a runtime computes in integers.
+
+    Attributes:
+        runtime: Name for people.
+        integer: Layers in integer kernels; the others are computed in floating point, between Q/DQ steps.
+        quantized: Layers that the graph quantizes.
+    """
+
+    runtime: str
+    integer: int
+    quantized: int
+
+    def __str__(self) -> str:
+        """As it stands in the proof of an engine."""
+        return f"{self.runtime} runs {self.integer} of {self.quantized} with integer kernels"
+
+    @classmethod
+    def stated(cls, proof: str) -> KernelCount | None:
+        """The count that a proof states; None if it states none."""
+        found = _NOTE.search(proof)
+        return None if found is None else cls(found[1], int(found[2]), int(found[3]))
 
 
 def session_options(proto: ModelProto, precision: Precision) -> Mapping[str, str]:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from quantlab.degradation import Degradation
 from quantlab.engines.artifact import Made, quantized_graph, vouch
 from quantlab.engines.batching import cut_batch, fill_batch
-from quantlab.engines.kernels import integer_kernels, session_config, session_options
+from quantlab.engines.kernels import KernelCount, integer_kernels, session_config, session_options
+from quantlab.engines.layer_time import LayerTime
+from quantlab.engines.onnxruntime_layers import profile_session
 from quantlab.engines.protocol import Arrays
 from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
 from quantlab.engines.variant import Variant, variant_name
@@ -95,9 +97,10 @@ class OnnxRuntimeEngine:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._sidecar = read_sidecar(path)
+        self._path, self._threads = path, threads
         model = load_model(path)
-        config = session_config(self._sidecar.session)
-        self._session: Any = open_session(model, threads=threads, config=config, error=EngineBuildError)
+        self._config = session_config(self._sidecar.session)
+        self._session: Any = open_session(model, threads=threads, config=self._config, error=EngineBuildError)
         self._outputs = tuple(value.name for value in self._session.get_outputs())
 
     @property
@@ -118,6 +121,18 @@ class OnnxRuntimeEngine:
         except Exception as cause:  # onnxruntime's own exceptions have no common base
             raise MeasurementError(f"{self._sidecar.name} failed to run", got=str(cause).splitlines()[0]) from cause
         return cut_batch(dict(zip(self._outputs, values, strict=True)), n, self._sidecar.fixed_batch)
+
+    def layer_times(self, inputs: Arrays, runs: int = 10) -> tuple[LayerTime, ...]:
+        """See `LayerTimed.layer_times`; the file is opened a second time, with ONNX Runtime's profiler on.
+
+        Raises:
+            EngineMismatch: If the file has changed since the engine was opened.
+            MeasurementError: As `profile_session` raises it.
+        """
+        read_sidecar(self._path)
+        feed, _ = fill_batch(inputs, self._sidecar.fixed_batch)
+        model, name = load_model(self._path), self._sidecar.name
+        return profile_session(model, name, feed, runs=runs, threads=self._threads, config=self._config)
 
 
 def variant_graph(variant: Variant) -> Quantized:
@@ -157,5 +172,5 @@ def _execution(precision: Precision, path: Path, size_bytes: int, proof: Proof) 
     if size_bytes > _LARGEST_PROBE:
         return Execution.EMULATED, "too large to ask ONNX Runtime which kernels it takes"
     integer = integer_kernels(path)
-    note = f"ONNX Runtime runs {integer} of {proof.quantized_layers} with integer kernels"
+    note = str(KernelCount("ONNX Runtime", integer, proof.quantized_layers))
     return (Execution.NATIVE if 2 * integer > proof.quantized_layers else Execution.EMULATED), note

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.engines.layer_time import LayerTime
 from quantlab.engines.sidecar import Sidecar
 from quantlab.engines.variant import Variant
 
@@ -88,15 +89,49 @@ class DeviceTimed(Protocol):
         """What made it."""
         ...
 
-    def time_device(self, inputs: Arrays, *, seconds: float = 3.0, use_graph: bool = False) -> DeviceTimes:
+    def time_device(
+        self,
+        inputs: Arrays,
+        *,
+        seconds: float = 3.0,
+        use_graph: bool = False,
+        transfers: bool = True,
+        spin: bool = False,
+    ) -> DeviceTimes:
         """Times of one batch by CUDA events, after a warm-up.
 
         Args:
             inputs: Arrays by input name, batch first.
             seconds: Least time, warm-up excluded.
             use_graph: Whether compute is launched as a CUDA graph.
+            transfers: Whether inputs and outputs are copied in every query.
+            spin: Whether the host spins while it waits, instead of sleeping.
 
         Raises:
             MeasurementError: If the backend fails, or a graph is wanted and cannot be captured.
+        """
+        ...
+
+
+@runtime_checkable
+class LayerTimed(Protocol):
+    """An engine whose runtime times its layers one by one."""
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What made it."""
+        ...
+
+    def layer_times(self, inputs: Arrays, runs: int = 10) -> tuple[LayerTime, ...]:
+        """Times of the layers of one run, in the order of execution; the engine is opened or run apart for it.
+
+        Their sum is not the time of a run: the profiler adds to each of them.
+
+        Args:
+            inputs: One batch by input name, batch first.
+            runs: Runs to take the median (or mean) of, after one or more that do not count; at least 1.
+
+        Raises:
+            MeasurementError: If the backend fails, or its profiler says nothing that can be read.
         """
         ...

@@ -55,13 +55,14 @@ class Variant:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs a calibration table."""
-        return self.kind is not None and self.kind is not QuantizationKind.INT8_WEIGHTS
+        """Whether it needs a calibration table; never if the model is quantized already and is kept as it is."""
+        kept = self.existing is ExistingPolicy.KEEP
+        return self.kind is not None and self.kind is not QuantizationKind.INT8_WEIGHTS and not kept
 
     @property
     def method(self) -> str | None:
         """The range method that made its ranges; None if no method did: FP8 takes the exact largest magnitudes."""
-        chosen = self.kind is QuantizationKind.INT8 and self.table is not None
+        chosen = self.kind is QuantizationKind.INT8 and self.calibrated and self.table is not None
         return self.table.method if chosen and self.table is not None else None
 
 

@@ -109,8 +109,8 @@ def _judge(case: Case, score: Score) -> _Judged:
 
 
 def _judge_loss(case: Case, score: Score, name: str, margin: float) -> _Judged:
-    if not math.isfinite(score.difference):
-        found = f"the loss of {name} against the reference is not a number: check it with a limit"
+    if score.against_reference or not math.isfinite(score.difference):
+        found = f"{name} has no loss against the reference that could be compared with a margin: check it with a limit"
         return _Judged(score, Outcome.ERROR, found, score.difference, margin)
     if margin <= 0.0:
         found = f"{name} of the reference is 0, so a relative margin has no meaning"
@@ -147,7 +147,7 @@ def _judge_loss(case: Case, score: Score, name: str, margin: float) -> _Judged:
 
 def _judge_value(case: Case, score: Score, name: str, limit: float) -> _Judged:
     bound, interval = score.value, None
-    if case.claim is not Claim.ON_THIS_SET and math.isinf(score.reference) and score.interval is not None:
+    if case.claim is not Claim.ON_THIS_SET and score.against_reference and score.interval is not None:
         interval = score.interval  # of the value: see `Score`
         narrow = _too_narrow(case, interval)
         if narrow:

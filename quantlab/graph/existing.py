@@ -29,6 +29,8 @@ class ExistingPolicy(StrEnum):
     """Refuse it: it is not the floating-point model that was asked for."""
     COMPLETE = "complete"
     """Keep every pair as it is, and quantize the operands that have none."""
+    KEEP = "keep"
+    """Keep the whole model as it is: it is quantized already, and nothing is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,22 @@ NO_PAIRS = ExistingPairs(MappingProxyType({}), MappingProxyType({}), frozenset()
 
 
 def check_existing(model: Model, policy: ExistingPolicy) -> None:
-    """Refuse a model that holds quantization nodes, if the policy is to.
+    """Refuse a model that holds quantization nodes if the policy is to, and one without any if they are to be kept.
 
     Raises:
-        ModelError: If it does.
+        ModelError: If it is refused.
     """
     if policy is ExistingPolicy.REFUSE and has_qdq(model.proto):
         raise ModelError(
             "the model already holds QuantizeLinear or DequantizeLinear nodes",
             expected="a floating-point model",
             hint="quantize the model it was made from, or keep its pairs and add the missing ones: --existing complete",
+        )
+    if policy is ExistingPolicy.KEEP and not has_qdq(model.proto):
+        raise ModelError(
+            "the model holds no QuantizeLinear or DequantizeLinear nodes to keep",
+            expected="a model that is quantized already",
+            hint="leave --existing keep out",
         )
 
 

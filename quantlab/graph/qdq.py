@@ -18,16 +18,18 @@ from quantlab.calibrators.quantize import Parameters
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.degradation import Degradation, DegradationCode
 from quantlab.errors import ConfigError, EngineBuildError
-from quantlab.graph.existing import ExistingPairs, ExistingPolicy, read_pairs
+from quantlab.graph.existing import ExistingPairs, ExistingPolicy, check_existing, read_pairs
 from quantlab.graph.index import GraphIndex, implicit_inputs
 from quantlab.graph.layers import excluded_layers
 from quantlab.graph.model import Model
 from quantlab.graph.opset import raise_opset
 from quantlab.graph.placement import Placement, place_pairs, place_weights
+from quantlab.graph.proof import prove
 from quantlab.graph.scales import Scales
 from quantlab.graph.skeleton import typed_graph
 from quantlab.graph.targets import BiasType, QuantizationKind, TargetProfile, weight_scheme
 from quantlab.graph.weights import WeightWriter, store_constant
+from quantlab.precision import Precision
 
 _FP8_OPSET, _FP8_IR_VERSION = 19, 9
 _OBSERVED = "observed"
@@ -71,19 +73,22 @@ def quantize_model(
 
     Args:
         model: The prepared model whose tensors the table names.
-        table: Ranges; only weights are quantized without.
+        table: Ranges; only weights are quantized without, and nothing if the model is to be kept as it is.
         target: Rules.
         exclude: Names or glob patterns of layers to keep in floating point.
         kind: Which operands become 8-bit numbers. FP8 raises the opset to 19.
         existing: What to do with Q/DQ pairs that the model already holds.
 
     Raises:
-        ModelError: If the model already holds Q/DQ nodes and they are to be refused or the target cannot take them, or
-            its opset cannot be raised.
+        ModelError: If the model already holds Q/DQ nodes and they are to be refused or the target cannot take them, if
+            there are none and they are to be kept, or if its opset cannot be raised.
         ConfigError: If an exclusion matches no layer, a table is needed and missing, FP8 is asked of imported ranges,
             or the target does not have the kind.
         EngineBuildError: If no layer could be quantized.
     """
+    if existing is ExistingPolicy.KEEP:
+        check_existing(model, existing)
+        return Quantized(model.proto, (), (), {}, (), kept=_quantized_already(model))
     limits = target.limits(kind)
     source = model.proto
     if kind is QuantizationKind.FP8:
@@ -117,6 +122,12 @@ def quantize_model(
         dict(placement.skipped),
         tuple(placement.kept),
     )
+
+
+def _quantized_already(model: Model) -> tuple[str, ...]:
+    """Names of the weighted layers whose weight, or both operands, are in 8 bits."""
+    eight = (Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS)
+    return tuple(name for name, precision in prove(model).layers if precision in eight)
 
 
 def _check_extremes(table: CalibrationTable, kind: QuantizationKind) -> None:

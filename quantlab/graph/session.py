@@ -56,6 +56,7 @@ def open_proto(
     name: str = "the model",
     providers: Providers = _CPU,
     optimized: Path | None = None,
+    profile: Path | None = None,
 ) -> Any:
     """Open a session for a model whose external weights, if any, stay in their files; on the CPU if not told else.
 
@@ -72,6 +73,7 @@ def open_proto(
         name: What to call the model in messages.
         providers: Execution providers. ONNX Runtime leaves out those that cannot be loaded and says so to stderr only.
         optimized: File to write the graph to as it is run; None to write none.
+        profile: Beginning of the name of the file that ONNX Runtime's profiler writes; None to leave the profiler off.
 
     Returns:
         An ``onnxruntime.InferenceSession``, which never takes other providers because a run failed.
@@ -98,6 +100,9 @@ def open_proto(
         options.add_session_config_entry(_FOLDER_KEY, str(folder.resolve()))
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     data = serialized(proto, error, name) + _further_outputs(proto, outputs or ())
     chosen = [provider if isinstance(provider, str) else (provider[0], dict(provider[1])) for provider in providers]
     try:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantlab.datasets import Batch, Dataset, batches
+from quantlab.datasets.slices import SliceTable
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
 from quantlab.engines.protocol import Arrays, DeviceTimed, Engine
-from quantlab.errors import DataError, EngineMismatch, MeasurementError
-from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
-from quantlab.harness.drift import ClassificationMeter, OutputMeter, classification_output
+from quantlab.errors import EngineMismatch, MeasurementError
+from quantlab.harness.comparison import Comparison, Score, VariantResult, WorstSample
+from quantlab.harness.drift_pass import DriftPass, drift_pass
 from quantlab.harness.environment import environment
 from quantlab.harness.latency import LatencySettings, Timings, time_engines
+from quantlab.harness.samples import SampleWriter
+from quantlab.harness.scoring import ScoringSettings, confusions, scores, worst_samples
+from quantlab.harness.slicing import Slicing, slicing
+from quantlab.harness.tasks.protocol import CountChange, Degraded
+from quantlab.harness.tasks.registry import TaskRequest
 from quantlab.harness.trtexec import DeviceFigures, device_figures
 from quantlab.progress import Narrator
+from quantlab.statistics.bootstrap import Resampling
 
 _DEVICE_SECONDS = 3.0
 """Most that one engine is timed on the GPU; trtexec's own default."""
@@ -33,6 +41,11 @@ class CompareSettings:
         threads: Threads of each engine, recorded with the result.
         seed: Of the timing order and the bootstrap.
         latency: Timing budget; None to skip timing.
+        task: What the model is for; by default, what its outputs look like.
+        slices: Columns by which figures are told slice by slice, besides the class.
+        by_class: Whether figures of a classifier are told class by class.
+        confidence: Coverage of the intervals of scores, two-sided.
+        resamples: Of each bootstrap.
     """
 
     batch_size: int = 32
@@ -40,40 +53,56 @@ class CompareSettings:
     threads: int = 2
     seed: int = 0
     latency: LatencySettings | None = field(default_factory=LatencySettings)
+    task: TaskRequest = field(default_factory=TaskRequest)
+    slices: SliceTable | None = None
+    by_class: bool = True
+    confidence: float = 0.95
+    resamples: int = 2000
 
 
 def compare(
-    engines: Sequence[Engine], reference: str, dataset: Dataset, settings: CompareSettings, narrator: Narrator
+    engines: Sequence[Engine],
+    reference: str,
+    dataset: Dataset,
+    settings: CompareSettings,
+    narrator: Narrator,
+    samples: Path | None = None,
 ) -> Comparison:
     """Compare engines with the reference among them.
+
+    An engine that fails on the way is left out, and a degradation says so.
+
+    Args:
+        engines: Made from one model.
+        reference: Name of the one that the others are compared with.
+        dataset: Samples.
+        settings: How to compare.
+        narrator: Told of progress.
+        samples: Parquet file to write the results of each sample to; None for none.
 
     Raises:
         EngineMismatch: If the engines were not made from one model, or give different outputs.
         DataError: If the data set is empty or does not fit, or a label is outside the model's classes.
-        MeasurementError: If an engine fails.
+        ConfigError: If the task does not fit the model.
+        MeasurementError: If the reference fails, or all others.
+        OutputError: If ``samples`` cannot be written.
     """
     ordered = _reference_first(engines, reference)
-    meters = [_Meters() for _ in ordered]
     fixed = ordered[0].sidecar.fixed_batch
     size = fixed or settings.batch_size
-    first: Batch | None = None
-    n = 0
-    total = -(-len(dataset) // size)
-    for batch in narrator.track(batches(dataset, size), total, "comparing"):
-        first = first or batch
-        n += len(batch.ids)
-        expected = ordered[0].run(batch.inputs)
-        for engine, meter in zip(ordered, meters, strict=True):
-            meter.add(engine, expected, expected if engine is ordered[0] else engine.run(batch.inputs), batch)
-    if first is None:
-        raise DataError(f"data set {dataset.name} has no samples to compare on")
-    timings = _time(ordered, first, settings, narrator)
-    device = _time_device(ordered, first, settings, narrator)
-    results = tuple(
-        _result(engine, meter, n, timings, device.get(engine.sidecar.name))
-        for engine, meter in zip(ordered, meters, strict=True)
-    )
-    degradations = [*dataset.degradations, *_overlap(ordered, dataset)]
+    stream = narrator.track(batches(dataset, size), -(-len(dataset) // size), "comparing")
+    with ExitStack() as stack:
+        writer = stack.enter_context(SampleWriter(samples)) if samples is not None else None
+        found = drift_pass(ordered, dataset, stream, settings.task, settings.slices, writer)
+    n = len(found.ids)
+    running = [engine for engine in ordered if engine.sidecar.name in found.meters]
+    findings = _Findings(found, dataset, settings, narrator)
+    failures = list(found.failures)
+    timings = _time(running, found.first, settings, narrator, failures)
+    device = _time_device(running, found.first, settings, narrator, failures)
+    results = tuple(_result(engine, found, findings, timings, device.get(engine.sidecar.name)) for engine in running)
+    degradations = [*dataset.degradations, *failures, *_overlap(ordered, dataset)]
+    degradations += found.task.degradations if isinstance(found.task, Degraded) else ()
     for engine in ordered:
         degradations += engine.sidecar.degradations
     if fixed and n % fixed:
@@ -94,6 +123,8 @@ def compare(
         noise_floor=timings.noise_floor if timings else None,
         environment=environment(settings.threads),
         degradations=merge_degradations(degradations),
+        task=found.task.name,
+        slices_left_out=findings.slicing.left_out,
     )
 
 
@@ -121,63 +152,35 @@ def _reference_first(engines: Sequence[Engine], reference: str) -> list[Engine]:
     return [chosen, *(engine for engine in engines if engine is not chosen)]
 
 
-class _Meters:
-    """The meters of one engine."""
+class _Findings:
+    """What the pass amounts to, by variant."""
 
-    def __init__(self) -> None:
-        self.outputs: dict[str, OutputMeter] = {}
-        self.classification: ClassificationMeter | None = None
-        self.scores: str | None = None
+    def __init__(self, found: DriftPass, dataset: Dataset, settings: CompareSettings, narrator: Narrator) -> None:
+        by_class = settings.by_class and found.task.name == "classify"
+        names = dataset.class_names
+        words = [_class_words(label, names) for label in found.labels]
+        self.slicing: Slicing = slicing(found.ids, words if by_class else None, settings.slices)
+        meters = {name: meter.task for name, meter in found.meters.items()}
+        how = ScoringSettings(settings.confidence, Resampling(settings.resamples, settings.seed))
+        narrator.say(f"scoring {len(meters)} variants on {len(found.ids):,} samples, task {found.task.name}")
+        self.scores: dict[str, tuple[Score, ...]] = scores(
+            found.task, meters, len(found.ids), self.slicing.members, how
+        )
+        self.worst: dict[str, tuple[WorstSample, ...]] = worst_samples(meters, found.ids)
+        self.confusions: dict[str, tuple[CountChange, ...]] = confusions(meters)
 
-    def add(
-        self,
-        engine: Engine,
-        expected: Mapping[str, NDArray[np.generic]],
-        got: Mapping[str, NDArray[np.generic]],
-        batch: Batch,
-    ) -> None:
-        if not self.outputs:
-            self.scores = classification_output(expected)
-            self.outputs = {name: OutputMeter(name, name == self.scores) for name in engine.outputs}
-            if self.scores is not None:
-                self.classification = ClassificationMeter()
-        for name, meter in self.outputs.items():
-            if expected[name].shape[:1] != (len(batch.ids),):
-                raise MeasurementError(
-                    f"output {name!r} has no batch axis, so drift cannot be told by sample",
-                    got=f"shape {expected[name].shape} for {len(batch.ids)} samples",
-                    expected=f"({len(batch.ids)}, ...)",
-                    hint="use --batch-size 1 if the model takes one sample at a time, or export it with a batch axis",
-                )
-            if got[name].shape != expected[name].shape:
-                raise MeasurementError(
-                    f"output {name!r} of {engine.sidecar.name} has another shape than the reference's",
-                    got=got[name].shape,
-                    expected=expected[name].shape,
-                )
-            meter.add(expected[name], got[name])
-        if self.scores is not None and self.classification is not None:
-            classes = expected[self.scores].shape[1]
-            for identity, label in zip(batch.ids, batch.labels, strict=True):
-                if label is not None and not 0 <= label < classes:
-                    raise DataError(
-                        f"sample {identity!r} has a label outside the model's classes",
-                        got=label,
-                        expected=f"0 to {classes - 1}",
-                        hint="check the labels, or the order of the class folders",
-                    )
-            self.classification.add(expected[self.scores], got[self.scores], batch.labels)
 
-    def drift(self, samples: int) -> tuple[tuple[OutputDrift, ...], Classification | None]:
-        outputs = tuple(meter.result(samples) for meter in self.outputs.values())
-        return outputs, self.classification.result() if self.classification else None
+def _class_words(label: int | None, names: tuple[str, ...] | None) -> str | None:
+    if label is None:
+        return None
+    return names[label] if names is not None and label < len(names) else str(label)
 
 
 def _result(
-    engine: Engine, meters: _Meters, samples: int, timings: Timings | None, device: DeviceFigures | None
+    engine: Engine, found: DriftPass, findings: _Findings, timings: Timings | None, device: DeviceFigures | None
 ) -> VariantResult:
     sidecar = engine.sidecar
-    outputs, classification = meters.drift(samples)
+    outputs, classification = found.meters[sidecar.name].drift(len(found.ids))
     return VariantResult(
         name=sidecar.name,
         backend=sidecar.backend,
@@ -190,22 +193,57 @@ def _result(
         table_sha256=sidecar.table_sha256,
         outputs=outputs,
         classification=classification,
-        latency=timings.latencies[sidecar.name] if timings else None,
+        latency=timings.latencies.get(sidecar.name) if timings else None,
         device=device,
+        scores=findings.scores[sidecar.name],
+        worst=findings.worst[sidecar.name],
+        confusions=findings.confusions[sidecar.name],
     )
 
 
-def _time(engines: Sequence[Engine], first: Batch, settings: CompareSettings, narrator: Narrator) -> Timings | None:
+class _EngineDiedError(MeasurementError):
+    """A timed engine failed."""
+
+    def __init__(self, name: str, cause: MeasurementError) -> None:
+        super().__init__(cause.what, got=cause.got, expected=cause.expected, hint=cause.hint)
+        self.name = name
+
+
+def _time(
+    engines: Sequence[Engine],
+    first: Batch,
+    settings: CompareSettings,
+    narrator: Narrator,
+    failures: list[Degradation],
+) -> Timings | None:
+    """Times of the engines that can be timed; one that fails is named in ``failures``, and the others start again."""
     if settings.latency is None:
         return None
     inputs, size = _timed_batch(engines, first, settings)
-    narrator.say(f"timing {len(engines)} variants at batch {size} for about {settings.latency.seconds:g} s")
+    left = list(engines)
+    reference = engines[0].sidecar.name
 
     def call_of(engine: Engine) -> object:
-        return engine.run(inputs)
+        try:
+            return engine.run(inputs)
+        except MeasurementError as error:
+            raise _EngineDiedError(engine.sidecar.name, error) from error
 
-    calls = {engine.sidecar.name: (lambda engine=engine: call_of(engine)) for engine in engines}
-    return time_engines(calls, engines[0].sidecar.name, size, settings.latency)
+    while True:
+        narrator.say(f"timing {len(left)} variants at batch {size} for about {settings.latency.seconds:g} s")
+        calls = {engine.sidecar.name: (lambda engine=engine: call_of(engine)) for engine in left}
+        try:
+            return time_engines(calls, reference, size, settings.latency)
+        except _EngineDiedError as error:
+            if error.name == reference:
+                raise
+            failures.append(_untimed(error.name, "has no latency", error))
+            left = [engine for engine in left if engine.sidecar.name != error.name]
+
+
+def _untimed(name: str, without: str, error: MeasurementError) -> Degradation:
+    message = f"{name} failed while it was timed and {without}: {error.what}"
+    return Degradation.of(DegradationCode.ENGINE_FAILED, message, [name])
 
 
 def _timed_batch(engines: Sequence[Engine], first: Batch, settings: CompareSettings) -> tuple[Arrays, int]:
@@ -216,12 +254,16 @@ def _timed_batch(engines: Sequence[Engine], first: Batch, settings: CompareSetti
 
 
 def _time_device(
-    engines: Sequence[Engine], first: Batch, settings: CompareSettings, narrator: Narrator
+    engines: Sequence[Engine],
+    first: Batch,
+    settings: CompareSettings,
+    narrator: Narrator,
+    failures: list[Degradation],
 ) -> dict[str, DeviceFigures]:
     """Figures of the engines that can time themselves on a GPU, one after the other, all in one mode.
 
     Compute is launched as a CUDA graph, so that a small model's figure is the GPU's and not that of the launches; if
-    one of the engines cannot be captured, none is.
+    one of the engines cannot be captured, none is. One that fails without a graph as well is named in ``failures``.
     """
     timed = [engine for engine in engines if isinstance(engine, DeviceTimed)]
     if settings.latency is None or not timed:
@@ -230,17 +272,21 @@ def _time_device(
     seconds = min(_DEVICE_SECONDS, settings.latency.seconds / len(timed))
     narrator.say(f"timing {len(timed)} engines on the GPU at batch {size} for {seconds:.2g} s each")
 
-    def figures(*, use_graph: bool) -> dict[str, DeviceFigures]:
-        return {
-            engine.sidecar.name: device_figures(engine.time_device(inputs, seconds=seconds, use_graph=use_graph))
-            for engine in timed
-        }
+    def figures(engine: DeviceTimed, *, use_graph: bool) -> DeviceFigures:
+        return device_figures(engine.time_device(inputs, seconds=seconds, use_graph=use_graph))
 
     try:
-        return figures(use_graph=True)
+        return {engine.sidecar.name: figures(engine, use_graph=True) for engine in timed}
     except MeasurementError as error:
         narrator.say(f"       without CUDA graphs: {error.what}")
-        return figures(use_graph=False)
+    found = {}
+    for engine in timed:
+        name = engine.sidecar.name
+        try:
+            found[name] = figures(engine, use_graph=False)
+        except MeasurementError as error:
+            failures.append(_untimed(name, "has no times on the GPU", error))
+    return found
 
 
 def _overlap(engines: Sequence[Engine], dataset: Dataset) -> list[Degradation]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantlab.degradation import Degradation
 from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError
 from quantlab.harness.measurement import Latency
+from quantlab.harness.tasks.protocol import CountChange
 from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution, Precision
 from quantlab.records import from_plain, to_plain
@@ -97,10 +98,13 @@ class Score:
         value: Of the variant; NaN where it is undefined.
         reference: Of the reference.
         difference: ``value - reference``, in the unit (percentage points for ``%``).
-        interval: Of the difference; None where there are too few samples, or for the reference itself.
-        method: How the interval was made, in words; empty without one.
+        interval: Of the difference; with ``against_reference``, of the value. None where there are too few samples, and
+            for the reference.
+        method: How the interval was made, or why there is none, in words; empty for the reference.
         n: Samples that it is over.
         slice: Samples that it is over; None for all.
+        against_reference: Whether the figure compares with the reference's outputs itself, as an SQNR does;
+            ``reference`` is then that of no drift at all.
     """
 
     figure: str
@@ -113,6 +117,28 @@ class Score:
     method: str
     n: int
     slice: Slice | None = None
+    against_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorstSample:
+    """A sample that got worse.
+
+    Attributes:
+        sample: Its id, as `quantlab.harness.samples.escaped` writes it.
+        label: What is true of it, in words; None if that is not known.
+        reference: What the reference said, in words.
+        variant: What the variant said.
+        drop: How much worse it got, in ``unit``.
+        unit: What ``drop`` counts, in words.
+    """
+
+    sample: str
+    label: str | None
+    reference: str
+    variant: str
+    drop: float
+    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +160,8 @@ class VariantResult:
         latency: None where latency was not measured.
         device: Times on the GPU by CUDA events, by trtexec's definitions; None where there are none.
         scores: Figures of the task, over all samples first, then slice by slice.
+        worst: Samples that got worst, worst first.
+        confusions: Cells of the confusion matrix that changed most.
     """
 
     name: str
@@ -150,6 +178,8 @@ class VariantResult:
     latency: Latency | None
     device: DeviceFigures | None = None
     scores: tuple[Score, ...] = ()
+    worst: tuple[WorstSample, ...] = ()
+    confusions: tuple[CountChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +198,8 @@ class Comparison:
         noise_floor: Interval of the reference's latency ratio against itself (A/A control); None if not timed.
         environment: Versions, processor, threads.
         degradations: Everything that was degraded on the way, calibration and build included.
-        task: What the model is for: ``classify``, ``outputs``, ``detect``, ``segment`` or ``regress``.
+        task: What the model is for: ``classify``, ``outputs``, ``detect``, ``segment``, ``regress`` or ``custom``.
+        slices_left_out: By column: slices that are not told, because there are too many of them.
     """
 
     reference: str
@@ -183,6 +214,7 @@ class Comparison:
     environment: Mapping[str, object]
     degradations: tuple[Degradation, ...]
     task: str = "outputs"
+    slices_left_out: Mapping[str, int] = field(default_factory=dict)
 
     def variant(self, name: str) -> VariantResult | None:
         """The result of that name, or None."""

@@ -1,45 +1,34 @@
-"""NVIDIA GPUs as ``nvidia-smi`` states them: what they are, and at which clocks they run just now."""
+"""The NVIDIA GPUs of this machine: what they are, and how they run just now, by NVML or else by ``nvidia-smi``."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
-from dataclasses import dataclass
+
+from quantlab.harness.gpu import Gpu
+from quantlab.harness.nvml import handles, nvml_session, read_gpu, throttle_words
+
+__all__ = ["Gpu", "nvidia_gpus"]
 
 _TIMEOUT_S = 10
-_QUERY = "name,compute_cap,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU. What ``nvidia-smi`` does not tell is None.
-
-    Attributes:
-        name: Marketing name.
-        compute_capability: Such as ``9.0``.
-        driver: Version of the NVIDIA driver.
-        memory_mib: Whole memory, in MiB.
-        clock_sm_mhz: Clock of the processors at this moment.
-        clock_memory_mhz: Clock of the memory at this moment.
-        clock_sm_max_mhz: Highest clock of the processors.
-        power_limit_w: Power that it may draw.
-    """
-
-    name: str
-    compute_capability: str | None
-    driver: str | None
-    memory_mib: int | None
-    clock_sm_mhz: int | None
-    clock_memory_mhz: int | None
-    clock_sm_max_mhz: int | None
-    power_limit_w: float | None
+_QUERY = (
+    "name,compute_cap,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit,uuid,power.draw,"
+    "temperature.gpu,clocks_throttle_reasons.active"
+)
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this machine; none where ``nvidia-smi`` is missing or fails.
+    """The GPUs of this machine; none where there is no driver.
 
-    Cost: one process, some 20 ms where there is a driver.
+    Cost: a few milliseconds by NVML, one process (some 20 ms) by ``nvidia-smi``.
     """
+    with nvml_session() as nvml:
+        if nvml is not None and (found := tuple(read_gpu(nvml, handle) for handle in handles(nvml))):
+            return found
+    return _by_nvidia_smi()
+
+
+def _by_nvidia_smi() -> tuple[Gpu, ...]:
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
@@ -54,17 +43,28 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
 
 
 def _gpu(row: list[str]) -> Gpu:
-    name, capability, driver, memory, clock_sm, clock_memory, clock_max, power = row
+    name, capability, driver, memory, clock_sm, clock_memory, clock_max, limit, uuid, power, celsius, reasons = row
     return Gpu(
-        name,
-        _text(capability),
-        _text(driver),
-        _whole(memory),
-        _whole(clock_sm),
-        _whole(clock_memory),
-        _whole(clock_max),
-        _number(power),
+        name=name,
+        compute_capability=_text(capability),
+        driver=_text(driver),
+        memory_mib=_whole(memory),
+        clock_sm_mhz=_whole(clock_sm),
+        clock_memory_mhz=_whole(clock_memory),
+        clock_sm_max_mhz=_whole(clock_max),
+        power_limit_w=_number(limit),
+        uuid=_text(uuid),
+        power_w=_number(power),
+        temperature_c=_whole(celsius),
+        throttled=_throttled(reasons),
     )
+
+
+def _throttled(field: str) -> tuple[str, ...] | None:
+    try:
+        return throttle_words(int(field, 16))
+    except ValueError:
+        return None
 
 
 def _text(field: str) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import MeasurementError
+from quantlab.harness.caution import Caution, CautionCode
 
 if TYPE_CHECKING:
     from quantlab.engines.tensorrt.timing import DeviceTimes
@@ -73,6 +74,8 @@ class DeviceFigures:
         load_ms: Opening the engine; in none of the above.
         first_run_ms: First run, with compilation; in none of the above.
         warnings: What may make the figures other than the GPU's own, in words.
+        spin: Whether the host spun while it waited.
+        streams: Contexts that ran at once; above 1 the throughput is the figure to read.
     """
 
     queries: int
@@ -92,6 +95,8 @@ class DeviceFigures:
     load_ms: float
     first_run_ms: float
     warnings: tuple[str, ...]
+    spin: bool = False
+    streams: int = 1
 
 
 def device_figures(times: DeviceTimes) -> DeviceFigures:
@@ -127,7 +132,14 @@ def device_figures(times: DeviceTimes) -> DeviceFigures:
         transfers=times.settings.transfers,
         load_ms=times.load_ms,
         first_run_ms=times.first_run_ms,
-        warnings=_warnings(h2d, compute, d2h, enqueue, graph=times.settings.use_graph),
+        warnings=tuple(
+            caution.text
+            for caution in figure_cautions(
+                h2d, compute, d2h, enqueue, graph=times.settings.use_graph, streams=times.streams
+            )
+        ),
+        spin=times.settings.spin,
+        streams=times.streams,
     )
 
 
@@ -170,23 +182,50 @@ def percentile(ordered_ms: Floats, percentage: float) -> float:
     return float(ordered_ms[max(n - 1 - excluded, 0)])
 
 
-def _warnings(h2d: Spread, compute: Spread, d2h: Spread, enqueue: Spread, *, graph: bool) -> tuple[str, ...]:
-    texts = []
-    if enqueue.median_ms > ENQUEUE_BOUND * compute.median_ms:
+def figure_cautions(
+    h2d: Spread | None,
+    compute: Spread,
+    d2h: Spread | None,
+    enqueue: Spread | None,
+    *,
+    graph: bool | None,
+    streams: int | None,
+) -> tuple[Caution, ...]:
+    """The warnings of trtexec at trtexec's thresholds.
+
+    Args:
+        h2d: Copies to the GPU; None where there are none.
+        compute: Execution.
+        d2h: Copies to the host; None where there are none.
+        enqueue: Host time to enqueue; None where nothing is enqueued.
+        graph: Whether compute was a CUDA graph; None if not known.
+        streams: Contexts or callers at once; None if not known.
+    """
+    found = []
+    if enqueue is not None and enqueue.median_ms > ENQUEUE_BOUND * compute.median_ms:
         advice = "a larger batch loads it more" if graph else "a CUDA graph or a larger batch loads it more"
-        texts.append(
+        text = (
             f"enqueueing takes {enqueue.median_ms:.3f} ms, the GPU {compute.median_ms:.3f} ms: the GPU may wait for "
             f"the host; {advice}"
         )
-    for spent, what in ((h2d, "copying the inputs to the GPU"), (d2h, "copying the outputs to the host")):
-        if spent.median_ms >= compute.median_ms:
-            texts.append(
+        found.append(Caution(CautionCode.ENQUEUE_BOUND, text))
+    for code, spent, what in (
+        (CautionCode.H2D_BOUND, h2d, "copying the inputs to the GPU"),
+        (CautionCode.D2H_BOUND, d2h, "copying the outputs to the host"),
+    ):
+        if spent is not None and spent.median_ms >= compute.median_ms:
+            text = (
                 f"{what} takes {spent.median_ms:.3f} ms, computing {compute.median_ms:.3f} ms: the throughput may be "
                 "that of the copies"
             )
+            found.append(Caution(code, text))
     if compute.variation_percent > UNSTABLE_PERCENT:
-        texts.append(
+        text = (
             f"the compute time is unstable: its coefficient of variation is {compute.variation_percent:.1f} %; lock "
             "the clocks of the GPU, or wait by spinning"
         )
-    return tuple(texts)
+        found.append(Caution(CautionCode.UNSTABLE, text))
+    if streams is not None and streams > 1:
+        text = f"{streams} ran at once, so that a latency holds the waiting for the others: read the throughput"
+        found.append(Caution(CautionCode.MULTIPLE_STREAMS, text))
+    return tuple(found)

@@ -25,8 +25,8 @@ from quantlab.precision import Precision
 from quantlab.progress import Narrator
 
 CUDA = "onnxruntime-cuda"
-BACKENDS = (NAME, CUDA, *FLAVOURS)
-PLANNED_BACKENDS = ("openvino",)
+OPENVINO = "openvino"
+BACKENDS = (NAME, CUDA, OPENVINO, *FLAVOURS)
 
 
 def builder_for(
@@ -44,7 +44,6 @@ def builder_for(
         calibration: Calibration by TensorRT itself.
 
     Raises:
-        BackendUnavailable: If this version does not have the backend yet.
         ConfigError: If there is no such backend, or it takes no options.
     """
     if backend in FLAVOURS:
@@ -62,13 +61,11 @@ def builder_for(
         from quantlab.engines.onnxruntime_cuda import OnnxRuntimeCudaBuilder
 
         return OnnxRuntimeCudaBuilder()
-    if backend in PLANNED_BACKENDS:
-        raise BackendUnavailable(
-            f"the backend {backend!r} is not in this version of quantlab",
-            expected=", ".join(BACKENDS),
-            hint=f"use --backend {NAME}",
-        )
-    near = near_match(backend, (*BACKENDS, *PLANNED_BACKENDS))
+    if backend == OPENVINO:
+        from quantlab.engines.openvino import OpenVinoBuilder
+
+        return OpenVinoBuilder()
+    near = near_match(backend, BACKENDS)
     raise ConfigError(
         f"there is no backend {backend!r}",
         expected=", ".join(BACKENDS),
@@ -86,6 +83,10 @@ def check_backend(backend: str, options: BuildOptions | None = None) -> None:
     builder_for(backend, options)
     if backend in FLAVOURS:
         load_flavour(backend)
+    elif backend == OPENVINO:
+        from quantlab.engines.openvino_runtime import load_openvino
+
+        load_openvino()
 
 
 def target_for(name: str) -> TargetProfile:

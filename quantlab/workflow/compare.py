@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from quantlab.datasets import ResolvedPreprocess
+from quantlab.datasets import Dataset, ResolvedPreprocess
+from quantlab.datasets.dataset import SourceDataset
+from quantlab.datasets.slices import SliceTable, read_slices
 from quantlab.documents import near_match
 from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
@@ -17,6 +20,7 @@ from quantlab.files import is_file, is_folder, write_text
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.latency import LatencySettings
+from quantlab.harness.tasks.registry import OWN_TRUTHS, TaskRequest, task_name
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 from quantlab.reports import render
@@ -154,6 +158,49 @@ def write_comparison(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
     return paths
 
 
+def parse_options(texts: Sequence[str]) -> dict[str, str]:
+    """Parse ``KEY=VALUE`` flags.
+
+    Raises:
+        ConfigError: If one is malformed, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key or not value:
+            raise ConfigError(f"--task-option {text!r} is malformed", expected="KEY=VALUE, such as decoder=yolov8")
+        if key in found:
+            raise ConfigError(f"--task-option {key} is given twice", got=f"{found[key]!r} and {value!r}")
+        found[key] = value
+    return found
+
+
+def truths_of(task: TaskRequest, labels: Path | None) -> tuple[TaskRequest, Path | None]:
+    """Give the labels file to the one that reads it: to the task where truths are no class numbers, else to the data.
+
+    Returns:
+        The task, and the labels that are left for the data.
+
+    Raises:
+        ConfigError: If there is no such task.
+    """
+    if task_name(task) not in OWN_TRUTHS:
+        return task, labels
+    return replace(task, truths=labels), None
+
+
+def open_slices(path: Path | None, dataset: Dataset) -> SliceTable | None:
+    """Read the file of slices of a data set; a subset of the data does not make rows wrong.
+
+    Raises:
+        DataError: If it cannot be read, or does not fit.
+    """
+    if path is None:
+        return None
+    ids = dataset.listed_ids if isinstance(dataset, SourceDataset) else [e.id for e in dataset.manifest.entries]
+    return read_slices(path, ids, dataset.name)
+
+
 def compare_files(
     engines: Sequence[Path],
     reference: str | None,
@@ -161,22 +208,37 @@ def compare_files(
     settings: CompareSettings,
     narrator: Narrator,
     plugins: tuple[Path, ...] = (),
+    slices: Path | None = None,
+    samples: Path | None = None,
 ) -> Comparison:
     """Open engine files and data, check that they belong together, and compare.
 
     The data are fitted to the inputs that the reference engine's sidecar states; it carries the preprocessing too. An
     engine of TensorRT that was never run is run on its probe first: the comparison then says what that proved.
 
+    Args:
+        engines: Files, or folders of them.
+        reference: Name of the reference; None for the FP32 one.
+        request: The data.
+        settings: How to compare.
+        narrator: Told of progress.
+        plugins: Libraries with operators that engines of TensorRT use.
+        slices: CSV file whose columns the figures are told by.
+        samples: Parquet file to write the results of each sample to.
+
     Raises:
-        ConfigError: If there is no engine, or no reference.
+        ConfigError: If there is no engine, no reference, or no such task.
         EngineMismatch: If engines or preprocessing do not belong together.
         DataError: If the data cannot be read or do not fit.
         MeasurementError: If an engine fails.
     """
+    task, labels = truths_of(settings.task, request.labels)
+    request = replace(request, labels=labels)
     with open_engines(find_engines(engines), settings.threads, narrator, plugins) as loaded:
         sidecars = [engine.sidecar for engine in loaded]
         chosen = reference_name(sidecars, reference)
         needs = DataNeeds.of_sidecar(next(sidecar for sidecar in sidecars if sidecar.name == chosen))
         dataset, resolved = open_data(needs, request, narrator)
         check_preprocess(sidecars, resolved)
-        return compare(loaded, chosen, dataset, settings, narrator)
+        chosen_settings = replace(settings, task=task, slices=open_slices(slices, dataset))
+        return compare(loaded, chosen, dataset, chosen_settings, narrator, samples)

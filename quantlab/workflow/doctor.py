@@ -92,6 +92,7 @@ def diagnose() -> Diagnosis:
     """
     checks: list[tuple[Callable[..., Sequence[Finding]], tuple[object, ...]]] = [
         (_backend, ()),
+        (_openvino, ()),
         *((_probe, (what, advice)) for what, advice in GPU.items()),
         *((_package, (f"package {name}", name, module, None)) for name, module in CORE.items()),
         *((_package, (f"package {name}", name, module, extra)) for name, (module, extra) in OPTIONAL.items()),
@@ -168,6 +169,18 @@ def _backend() -> tuple[Finding, ...]:
     answer = _run(["-c", _ONE_NODE])
     detail = f"one-node model ran; {answer.last}" if answer.failure is None else answer.failure
     return (Finding("backend onnxruntime (CPU)", answer.failure is None, detail),)
+
+
+def _openvino() -> tuple[Finding, ...]:
+    title = "backend openvino (CPU)"
+    installed = installed_version("openvino")
+    if installed is None:
+        return (Finding(title, None, "not installed: pip install 'quantlab[openvino]'"),)
+    answer = _run(["-m", "quantlab.workflow.openvino_probe"])
+    if answer.failure is None:
+        return (Finding(title, True, answer.last),)
+    advice = "reinstall it: pip install --force-reinstall openvino"
+    return (Finding(title, False, f"{installed} is installed but broken: {answer.failure}; {advice}"),)
 
 
 def _probe(what: str, advice: str) -> tuple[Finding, ...]:

@@ -105,7 +105,12 @@ class CompareSection:
 
     Attributes:
         data: Source of evaluation samples.
-        labels: Labels file.
+        labels: Labels file, or truths of another kind for tasks that need them.
+        task: What the model is for; None to choose by its outputs.
+        task_options: Settings of the task.
+        metric: ``package.module:function`` of your own figures.
+        slices: CSV file whose columns the figures are told by.
+        by_class: Whether a classifier's figures are told class by class.
         limit: Seeded class-balanced subset of so many samples.
         batch_size: Samples a call when measuring drift.
         latency_batch: Samples a call when timing.
@@ -114,6 +119,11 @@ class CompareSection:
 
     data: str
     labels: str | None = None
+    task: str | None = None
+    task_options: Mapping[str, str] = field(default_factory=dict)
+    metric: str | None = None
+    slices: str | None = None
+    by_class: bool = True
     limit: int | None = None
     batch_size: int = 32
     latency_batch: int = 1
@@ -218,7 +228,8 @@ def _check_names(recipe: Recipe, path: Path) -> None:
     if recipe.calibrate is not None:
         names["calibrate.data"] = recipe.calibrate.data
     if recipe.compare is not None:
-        names |= {"compare.data": recipe.compare.data, "compare.labels": recipe.compare.labels}
+        compared = recipe.compare
+        names |= {"compare.data": compared.data, "compare.labels": compared.labels, "compare.slices": compared.slices}
     names |= {"build.tensorrt.timing-cache": recipe.build.tensorrt.timing_cache}
     names |= {f"build.tensorrt.plugin[{i}]": file for i, file in enumerate(recipe.build.tensorrt.plugin)}
     for key, name in names.items():

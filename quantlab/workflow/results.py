@@ -13,10 +13,12 @@ from quantlab.documents import read_file, read_json
 from quantlab.errors import DataError
 from quantlab.findings import LINT_SCHEMA, LintReport
 from quantlab.gate import VERDICT_SCHEMA, Verdict
+from quantlab.harness.bench import BENCH_SCHEMA, Bench
 from quantlab.harness.comparison import COMPARISON_SCHEMA, Comparison
+from quantlab.harness.profile import PROFILE_SCHEMA, Profiles
 from quantlab.records import from_plain
 
-Result = CalibrationTable | Comparison | Verdict | LintReport | Stability
+Result = CalibrationTable | Bench | Comparison | Verdict | LintReport | Stability | Profiles
 
 
 def load_findings(path: Path) -> LintReport:
@@ -34,9 +36,11 @@ LOADERS: Mapping[str, Callable[[Path], Result]] = MappingProxyType(
     {
         TABLE_SCHEMA: CalibrationTable.load,
         COMPARISON_SCHEMA: Comparison.load,
+        BENCH_SCHEMA: Bench.load,
         VERDICT_SCHEMA: Verdict.load,
         LINT_SCHEMA: load_findings,
         STABILITY_SCHEMA: Stability.load,
+        PROFILE_SCHEMA: Profiles.load,
     }
 )
 
@@ -58,7 +62,7 @@ def schema_of(path: Path) -> str:
 
 
 def load_result(path: Path) -> Result:
-    """Read a calibration table, a comparison, a verdict or findings.
+    """Read a calibration table, a comparison, a bench, a verdict or findings.
 
     Raises:
         QuantlabError: If the file is missing, damaged, or of an unknown schema.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.datasets import Dataset, ResolvedPreprocess
+from quantlab.documents import canonical_sha256
 from quantlab.engines.onnxruntime import NAME
 from quantlab.engines.probe import probe_path
 from quantlab.engines.protocol import Engine
@@ -18,7 +19,7 @@ from quantlab.engines.tensorrt.flavour import FLAVOURS, load_flavour
 from quantlab.engines.tensorrt.profiles import ShapeFlags
 from quantlab.engines.variant import Variant
 from quantlab.errors import BackendUnavailable, ConfigError
-from quantlab.files import is_file, sha256_file
+from quantlab.files import is_file, is_folder, sha256_file
 from quantlab.gate import Verdict, evaluate
 from quantlab.graph.existing import check_existing
 from quantlab.graph.metadata import stated_preprocess
@@ -27,17 +28,21 @@ from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.environment import processor_name
 from quantlab.harness.gpus import nvidia_gpus
+from quantlab.harness.samples import SAMPLES_NAME
+from quantlab.harness.tasks.registry import TaskRequest
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 from quantlab.records import to_plain
 from quantlab.versions import onnxruntime_version
-from quantlab.workflow.build import build_variants, check_backend, target_for
+from quantlab.workflow.build import OPENVINO, build_variants, check_backend, target_for
 from quantlab.workflow.calibrate import CalibrateSettings, CalibrationFiles, calibrate, write_calibration
 from quantlab.workflow.compare import (
     check_preprocess,
     latency_settings,
     open_engines,
+    open_slices,
     reference_name,
+    truths_of,
     write_comparison,
 )
 from quantlab.workflow.gate import find_policy, write_verdict
@@ -106,6 +111,9 @@ class _Chain:
             calibrate_section.method, calibrate_section.percentile, self.threads, self.target
         )
         self.latency = latency_settings(compare_section.latency_seconds, recipe.run.seed)
+        labels = folder / compare_section.labels if compare_section.labels else None
+        asked = TaskRequest(compare_section.task, compare_section.metric, options=compare_section.task_options)
+        self.task, self.labels = truths_of(asked, labels)
         self.steps = Steps(out, narrator, force=force)
 
     def run(self, today: dt.date) -> RunResult:
@@ -115,8 +123,7 @@ class _Chain:
         check_existing(prepared.model, self.recipe.build.existing)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
         section = self.compare_section
-        labels = self.folder / section.labels if section.labels else None
-        evaluation = self._data(prepared, section.data, labels, section.limit)
+        evaluation = self._data(prepared, section.data, self.labels, section.limit)
         table, files = self._calibrate(prepared, *calibration)
         engines = self._build(prepared, table)
         comparison, compared = self._compare(engines, *evaluation)
@@ -204,10 +211,15 @@ class _Chain:
         return engines
 
     def _place(self) -> dict[str, object]:
-        """What engines for a GPU depend on besides the graph: options, library and GPU; nothing for the CPU's."""
+        """What engines depend on besides the graph: options, library and processor; nothing for ONNX Runtime's CPU."""
         backend = self.recipe.build.backend
         if backend == NAME:
             return {}
+        if backend == OPENVINO:
+            from quantlab.engines.openvino_runtime import load_openvino
+
+            runtime = load_openvino()  # what it proves of a precision, it proves of one processor
+            return {"openvino": [runtime.version, runtime.device, list(runtime.capabilities)]}
         found: dict[str, object] = {"gpus": [[gpu.name, gpu.compute_capability, gpu.driver] for gpu in nvidia_gpus()]}
         if backend in FLAVOURS:
             options = self.options
@@ -235,18 +247,32 @@ class _Chain:
         sidecars = [read_sidecar(path) for path in paths]
         check_preprocess(sidecars, resolved)
         seed = self.recipe.run.seed
-        settings = CompareSettings(section.batch_size, section.latency_batch, self.threads, seed, self.latency)
-        written: tuple[Path, ...] = tuple(self.out / f"comparison.{suffix}" for suffix in ("json", "csv", "md"))
+        slices = self.folder / section.slices if section.slices else None
+        settings = CompareSettings(
+            section.batch_size,
+            section.latency_batch,
+            self.threads,
+            seed,
+            self.latency,
+            self.task,
+            open_slices(slices, dataset),
+            section.by_class,
+        )
+        samples = self.out / SAMPLES_NAME
+        written = (*(self.out / f"comparison.{suffix}" for suffix in ("json", "csv", "md")), samples)
 
         def action() -> Iterable[Path]:
             with self._engines(paths) as engines:
-                comparison = compare(engines, reference_name(sidecars, None), dataset, settings, self.narrator)
-            return write_comparison(self.out, comparison)
+                comparison = compare(engines, reference_name(sidecars, None), dataset, settings, self.narrator, samples)
+            return (*write_comparison(self.out, comparison), samples)
 
         inputs = {
             "engines": [sha256_file(sidecar_path(path)) for path in paths],  # they vouch for the files and their origin
             "data": dataset.manifest.sha256,
             "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
+            "task": {**to_plain(self.task), "truths": self._contents(self.task.truths)},
+            "slices": [self._contents(slices), section.by_class],
+            "samples": SAMPLES_NAME,
             "batch": [section.batch_size, section.latency_batch],
             "latency_seconds": section.latency_seconds,
             "threads": self.threads,
@@ -260,6 +286,16 @@ class _Chain:
         for degradation in comparison.degradations:
             self.narrator.warn(degradation)
         return comparison, written
+
+    @staticmethod
+    def _contents(path: Path | None) -> str | None:
+        """What a file or a folder of truths holds, as a hash; None without one."""
+        if path is None:
+            return None
+        if is_folder(path):
+            files = sorted(file for file in path.rglob("*") if is_file(file))
+            return canonical_sha256({str(file.relative_to(path)): sha256_file(file) for file in files})
+        return sha256_file(path) if is_file(path) else None
 
     @contextmanager
     def _engines(self, paths: list[Path]) -> Iterator[list[Engine]]:

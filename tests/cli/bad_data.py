@@ -195,7 +195,7 @@ DATA = (
         given(_labels("0/00.png,1\n")),
         LABELLED,
         BAD,
-        (r"line 1 labels a sample that is not in images", r"'0/00\.png'", r"did you mean '0/0\.png'"),
+        (r"line 1 is about a sample that is not in images", r"'0/00\.png'", r"did you mean '0/0\.png'"),
     ),
     Case("labels empty", given(_labels("")), LABELLED, BAD, (r"labels\.csv has no labels", r"file,label")),
     Case("labels header only", given(_labels("file,label\n")), LABELLED, BAD, (r"labels\.csv has no labels",)),

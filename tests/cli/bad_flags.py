@@ -12,6 +12,7 @@ USAGE = ExitCode.USAGE
 NONE = ExitCode.UNAVAILABLE
 
 CALIBRATE = args("calibrate --model net.onnx --data images --threads 1")
+COMPARE = args("compare --data eval --preprocess unit.toml --threads 1 --latency-seconds 0")
 BUILD = args("build --model net.onnx --table calibration/calibration.json")
 
 
@@ -63,7 +64,7 @@ FLAGS = (
         (r"No such command 'calibrat'", r"(?i)did you mean.*calibrate"),
     ),
     Case("unknown verb, far", nothing, args("xyzzy"), USAGE, (r"No such command 'xyzzy'", r"Verbs: calibrate, build")),
-    Case("planned verb", nothing, args("bench"), USAGE, (r"quantlab bench is planned",)),
+    Case("planned verb", nothing, args("history"), USAGE, (r"quantlab history is planned",)),
     Case("verb missing a flag value", ready, args("calibrate --data"), USAGE, (r"--data.*requires an argument",)),
     Case("unknown flag", ready, (*CALIBRATE, "--treads", "2"), USAGE, (r"No such option '?--treads'?", r"--threads")),
     Case("flag before the verb", nothing, args("--jsn doctor"), USAGE, (r"No such option '?--jsn",)),
@@ -121,6 +122,36 @@ FLAGS = (
         (r"--latency-seconds", r"-1"),
     ),
     Case(
+        "unknown task",
+        file_named("x"),
+        (*COMPARE, "--task", "clasify"),
+        USAGE,
+        (r"no task 'clasify'", r"expected: one of classify, outputs", r"did you mean 'classify'"),
+    ),
+    Case(
+        "task option malformed",
+        file_named("x"),
+        (*COMPARE, "--task-option", "decoder"),
+        USAGE,
+        (r"'decoder' is malformed", r"KEY=VALUE"),
+    ),
+    Case(
+        "task option of no task",
+        file_named("x"),
+        (*COMPARE, "--task-option", "decoder=yolov8"),
+        USAGE,
+        (r"classify has no setting 'decoder'",),
+    ),
+    Case("metric and task", file_named("x"), (*COMPARE, "--task", "outputs", "--metric", "m:f"), USAGE, (r"--metric",)),
+    Case("slices missing", file_named("x"), (*COMPARE, "--slices", "gone.csv"), BAD, (r"gone\.csv does not exist",)),
+    Case(
+        "slices of no sample",
+        both(file_named("x"), lambda b: b.write("slices.csv", "file,camera\n0/9.png,left\n")),
+        (*COMPARE, "--slices", "slices.csv"),
+        BAD,
+        (r"slices\.csv line 2 is about a sample that is not in eval", r"'0/9\.png'", r"did you mean"),
+    ),
+    Case(
         "unknown backend",
         built,
         (*BUILD, "--backend", "onnxruntim"),
@@ -128,11 +159,11 @@ FLAGS = (
         (r"no backend 'onnxruntim'", r"expected", r"did you mean 'onnxruntime'"),
     ),
     Case(
-        "planned backend",
+        "a precision that OpenVINO lacks",
         built,
-        (*BUILD, "--backend", "openvino"),
+        (*BUILD, "--backend", "openvino", "--precisions", "tf32"),
         NONE,
-        (r"'openvino' is not in this version", r"--backend onnxruntime"),
+        (r"cannot build tf32|OpenVINO is not installed", r"another --backend"),
     ),
     Case(
         "TensorRT's options without TensorRT",
@@ -387,7 +418,14 @@ FLAGS = (
         (r"no range method 'mes'", r"did you mean 'mse'"),
     ),
     Case("run: unknown target", recipe(build='target = "onnxruntme"'), RUN, USAGE, (r"did you mean 'onnxruntime'",)),
-    Case("run: planned backend", recipe(build='backend = "openvino"'), RUN, NONE, (r"'openvino' is not in this",)),
+    Case(
+        "run: a precision that OpenVINO lacks",
+        recipe(build='backend = "openvino"\nprecisions = ["tf32"]'),
+        RUN,
+        NONE,
+        (r"cannot build tf32|OpenVINO is not installed", r"another --backend"),
+        OUTPUT,
+    ),
     Case("run: model missing", recipe(model='file = "nt.onnx"'), RUN, BAD, (r"nt\.onnx does not exist", r"net\.onnx")),
     Case("run: model empty name", recipe(model='file = ""'), RUN, BAD, (r"is a folder", r"expected: an \.onnx file")),
     Case("run: data missing", recipe(calibrate='data = "image"'), RUN, BAD, (r"no data at 'image'", r"did you mean")),

@@ -7,6 +7,7 @@ import re
 from itertools import chain
 
 import pytest
+from bad_benches import BENCHES
 from bad_caches import CACHES
 from bad_calibrations import CALIBRATIONS
 from bad_case import Case
@@ -19,7 +20,7 @@ from cli_bench import Bench, Cli, tree
 from quantlab.cli.main import VERBS
 from quantlab.errors import ExitCode
 
-CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES, CALIBRATIONS))
+CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES, CALIBRATIONS, BENCHES))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import pytest
 from bad_case import args
 from cli_bench import PASSING, Bench, Cli, graph_model, tiny_cnn, value, weight
@@ -110,6 +112,29 @@ def _brightest_pixels(bench: Bench, _: Cli) -> None:
     plain(bench, proto)
 
 
+def _fragile_engine(bench: Bench, _: Cli) -> None:
+    """The INT8 engine looks a row up that its table has not; its sidecar vouches for the file all the same."""
+    bench.take("engines", "eval", "unit.toml")
+    path = next((bench / "engines").glob("*int8*.onnx"))
+    proto = onnx.load(path)
+    proto.graph.node[-1].output[0] = "scores"
+    proto.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["x"], ["brightest"], name="max", axes=[1, 2, 3], keepdims=0),
+            helper.make_node("Add", ["brightest", "ninety"], ["high"], name="raise"),
+            helper.make_node("Cast", ["high"], ["row"], name="cast", to=TensorProto.INT64),
+            helper.make_node("Gather", ["rows", "row"], ["bonus"], name="gather"),
+            helper.make_node("Add", ["scores", "bonus"], ["y"], name="add"),
+        ]
+    )
+    proto.graph.initializer.extend(
+        [weight("rows", 4, 4), numpy_helper.from_array(np.array(90.0, np.float32), "ninety")]
+    )
+    onnx.save(proto, path)
+    sidecar = f"engines/{path.name}.engine.json"
+    bench.edit_json(sidecar, lambda d: d.update(sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
 def _dead_branch(bench: Bench, cli: Cli) -> None:
     """A convolution whose input is always zero: ``Relu(-|x|)``."""
     proto = graph_model(
@@ -200,6 +225,9 @@ EXAMPLES = {
     ),
     DegradationCode.SATURATED_WEIGHTS: Example(
         _huge_weight, args("build --model net.onnx --precisions fp16"), 1, r"65504.*clipped.*\(w2\)"
+    ),
+    DegradationCode.ENGINE_FAILED: Example(
+        _fragile_engine, COMPARE, 1, r"int8\S* failed at one of the samples '0/3\.png' to .*after 0 samples.*left out"
     ),
     DegradationCode.OVERFLOW_NOT_MEASURED: Example(
         lambda b, _: b.take("net.onnx"),

@@ -14,7 +14,7 @@ from quantlab.cli.main import PLANNED, VERBS, State, group
 from quantlab.errors import ExitCode
 from quantlab.workflow.build import BACKENDS
 
-_SHARED = ("console", "main", "merging", "options")
+_SHARED = ("across", "console", "main", "merging", "options")
 _WITHOUT_OUTPUT_FLAGS = ("completion",)
 
 

@@ -87,7 +87,7 @@ def test_compare_takes_engines_as_a_shell_lists_them(bench: Bench, cli: Cli) -> 
     listed = sorted(str(path) for path in Path("engines").iterdir())
     answer = cli("compare", *listed, "--data", "eval", *COMMON, "--latency-seconds", "0.05", "-o", "out")
     assert answer.code == 0
-    assert names(bench / "out") == {"comparison.json", "comparison.csv", "comparison.md"}
+    assert names(bench / "out") == {"comparison.json", "comparison.csv", "comparison.md", "samples.parquet"}
     variants = json.loads((bench / "out/comparison.json").read_text())["variants"]
     assert [v["requested"] for v in variants] == ["fp32", "fp16", "int8"]
     assert all(v["latency"]["n_calls"] > 0 for v in variants)
@@ -145,8 +145,8 @@ def test_run_and_run_again(bench: Bench, cli: Cli) -> None:
     assert "Gate: PASS" in answer.out
     results = bench / "results"
     assert names(results) == {
-        "calibration", "engines", "comparison.json", "comparison.csv", "comparison.md", "gate.json", "junit.xml",
-        "summary.md", "state.json",
+        "calibration", "engines", "comparison.json", "comparison.csv", "comparison.md", "samples.parquet", "gate.json",
+        "junit.xml", "summary.md", "state.json",
     }  # fmt: skip
     assert names(results / "engines") == ENGINES | {f"{name}.engine.json" for name in ENGINES}
     again = cli("run", "--json")

@@ -358,7 +358,7 @@ def install(
         module.EngineValidity, module.EngineInvalidityDiagnostics = Validity, Diagnostics
         module.ComputeCapability = object
         module.CudaGraphStrategy = type("S", (), {"DISABLED": "disabled", "WHOLE_GRAPH_CAPTURE": "whole"})
-        module.DynamicShapesKernelSpecializationStrategy = type("K", (), {"EAGER": "eager"})
+        module.DynamicShapesKernelSpecializationStrategy = type("K", (), {"EAGER": "eager", "NONE": "none"})
         monkeypatch.setattr(Engine, "create_runtime_config", lambda self: RuntimeConfig(), raising=False)
     module.__version__ = "1.6.1.120" if rtx else "10.16.1.11"
     module.Builder = object

@@ -129,7 +129,7 @@ REFUSED = {
         check('metric = "top5"\nclaim = "non-inferior"\nmargin = { absolute_pp = 1 }'), "does not support", "at-least"
     ),
     "empty margin": (check('metric = "top1"\nmargin = {}'), "unclear", "none"),
-    "two margins": (check('metric = "top1"\nmargin = { absolute_pp = 1, relative = 0.1 }'), "unclear", "absolute_pp and"),
+    "two margins": (check('metric = "top1"\nmargin = { absolute_pp = 1, relative = 0.1 }'), "unclear", "_pp and"),
     "absolute margin of a share": (check('metric = "top1"\nmargin = { absolute = 1 }'), "unclear", "absolute_pp or"),
     "no figure": (check('metric = "score"\nmargin = { absolute = 1 }'), "names no figure", "figure = 'map'"),
     "figure of another": (check('metric = "finite"\nfigure = "map"'), "names a figure", "metric = 'score'"),

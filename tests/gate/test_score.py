@@ -128,9 +128,12 @@ def test_limits() -> None:
 
 
 @pytest.mark.parametrize(("limit", "outcome"), [(19, PASS), (20, INCONCLUSIVE), (21.5, FAIL)])
-def test_an_infinite_reference_leaves_the_interval_of_the_value(limit: float, outcome: Outcome) -> None:
-    """As of SQNR, which the reference has no end of against itself."""
-    one = Score("sqnr", "dB", True, 20.3, math.inf, -math.inf, Interval(19.4, 21.0, 0.95), "BCa bootstrap", 100)
+def test_a_figure_that_compares_by_itself_has_the_interval_of_its_value(limit: float, outcome: Outcome) -> None:
+    """As SQNR, which the reference has no end of against itself."""
+    one = Score(
+        "sqnr", "dB", True, 20.3, math.inf, -math.inf, Interval(19.4, 21.0, 0.95), "BCa bootstrap", 100,
+        against_reference=True,
+    )  # fmt: skip
     assert judge(f'figure = "sqnr"\nclaim = "at-least"\nlimit = {limit}', one).outcome is outcome
     assert judge('figure = "sqnr"\nmargin = { absolute = 1 }', one).outcome is ERROR
 

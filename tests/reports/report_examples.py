@@ -11,8 +11,17 @@ from quantlab.degradation import Degradation, DegradationCode
 from quantlab.gate.evaluate import evaluate
 from quantlab.gate.loading import parse_policy
 from quantlab.gate.verdict import Verdict
-from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
+from quantlab.harness.comparison import (
+    Classification,
+    Comparison,
+    OutputDrift,
+    Score,
+    Slice,
+    VariantResult,
+    WorstSample,
+)
 from quantlab.harness.measurement import Latency
+from quantlab.harness.tasks.protocol import CountChange
 from quantlab.harness.trtexec import DeviceFigures, Spread
 from quantlab.precision import Execution, Precision
 from quantlab.statistics.interval import Interval
@@ -69,6 +78,52 @@ def _variant(
     )  # fmt: skip
 
 
+def _score(
+    figure: str, unit: str, value: float, reference: float, low: float | None, high: float | None, n: int = 2000,
+    *, higher: bool = True, method: str = "Tango's score interval, paired", where: str = "",
+) -> Score:  # fmt: skip
+    column, _, name = where.partition("=")
+    return Score(
+        figure, unit, higher, value, reference, 0.0 if value == reference else value - reference,
+        None if low is None or high is None else Interval(low, high, 0.95), method, n,
+        Slice(column, name) if where else None, against_reference=figure == "agreement",
+    )  # fmt: skip
+
+
+_BCA = "paired BCa bootstrap, 2,000 resamples"
+_FEW = "no interval: 7 samples, at least 10 are needed"
+
+
+def _scored(
+    result: VariantResult, top1: tuple[float, float, float], agreement: tuple[float, float, float], nll: float
+) -> VariantResult:
+    """With scores, two slices, samples that got worse and a confusion."""
+    scores = (
+        _score("top1", "%", top1[0], 91.5, *top1[1:]),
+        _score("agreement", "%", agreement[0], 100.0, *agreement[1:]),
+        _score("nll", "nats", nll, 0.2413, nll - 0.2513, nll - 0.2313, higher=False, method=_BCA),
+        _score("top1", "%", 80.0, 90.0, -16.31, -5.27, 200, where="class=shirt|coat"),
+        _score("top1", "%", 99.5, 99.5, -1.89, 1.89, 200, where="class=boot"),
+        _score("top1", "%", 57.142857, 100.0, None, None, 7, method=_FEW, where="camera=left"),
+    )
+    worst = (
+        WorstSample("shirt/0017.png", "shirt|coat", "shirt|coat (0.93)", "boot (0.51)", 0.8612, "probability lost"),
+        WorstSample("boot/0003.png", None, "boot (0.71)", "not finite", 0.71, "probability lost"),
+    )
+    return dataclasses.replace(
+        result, scores=scores, worst=worst, confusions=(CountChange("shirt|coat", "boot", 3, 12),)
+    )
+
+
+def _scored_reference(result: VariantResult) -> VariantResult:
+    scores = (
+        _score("top1", "%", 91.5, 91.5, None, None, method=""),
+        _score("agreement", "%", 100.0, 100.0, None, None, method=""),
+        _score("nll", "nats", 0.2413, 0.2413, None, None, higher=False, method=""),
+    )
+    return dataclasses.replace(result, scores=scores)
+
+
 @functools.cache
 def comparison() -> Comparison:
     """Four variants on 2,000 labelled images."""
@@ -95,6 +150,13 @@ def comparison() -> Comparison:
             Classification(2000, 1972, 2000, 1827, 1989, 1830, 9, 6), _latency(0.99, 0.97, 1.012, p99=False), 5_871_104,
         ),
     )  # fmt: skip
+    fp32, fp16, minmax, entropy = variants
+    variants = (
+        _scored_reference(fp32),
+        fp16,
+        _scored(minmax, (90.15, -2.1, -0.63), (96.55, 95.66, 97.26), 0.2689),
+        _scored(entropy, (91.35, -0.57, 0.26), (98.6, 97.98, 99.03), 0.2401),
+    )
     return Comparison(
         "onnxruntime-fp32", variants, "fashion-mobilenet.onnx", "b" * 64, {"source": "images"}, "c" * 64, 2000, 7,
         Interval(0.991, 1.012, 0.95), {"threads": 2},
@@ -102,6 +164,7 @@ def comparison() -> Comparison:
             Degradation(DegradationCode.LOSSY_DECODE, "alpha was dropped", 2, ("cat|1.png", "dog`2.png")),
             Degradation(DegradationCode.UNREADABLE_SAMPLES, "samples were left out", 1, ("broken.jpg",)),
         ),
+        "classify", {"class": 3},
     )  # fmt: skip
 
 
@@ -119,7 +182,7 @@ def _device(compute_ms: float, warnings: tuple[str, ...] = ()) -> DeviceFigures:
 @functools.cache
 def gpu_comparison() -> Comparison:
     """ONNX Runtime on the CPU against two engines on a GPU; what was asked for as FP32 computes in TF32."""
-    first = comparison().variants[0]
+    first = dataclasses.replace(comparison().variants[0], scores=())
     counts = first.classification
     drift = OutputDrift("logits", 67.49, 0.9999999, 0.0021, 3.1e-09, 0, False)
     engines = (
@@ -132,7 +195,7 @@ def gpu_comparison() -> Comparison:
             3_850_004, "6" * 64, None, (drift,), counts, None, _device(0.101, ("the compute time is unstable",)),
         ),
     )  # fmt: skip
-    return dataclasses.replace(comparison(), variants=(first, *engines), degradations=())
+    return dataclasses.replace(comparison(), variants=(first, *engines), degradations=(), slices_left_out={})
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import pytest
 from fake_driver import compile_driver, compiler
 
 import quantlab.workflow.doctor as doctor
+from quantlab.versions import installed_version
 from quantlab.workflow.doctor import Diagnosis, Finding, diagnose
 from quantlab.workflow.gpu_probes import MARK, GpuFacts
 
@@ -60,6 +61,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few packages, no GPU, and a backend that works."""
     monkeypatch.setattr(doctor, "_backend", lambda: (Finding("backend", True, "works"),))
+    monkeypatch.setattr(doctor, "_openvino", lambda: ())
     monkeypatch.setattr(doctor, "CORE", {"scipy": "scipy", "hypothesis": "hypothesis", "no-such-package": "nothing"})
     monkeypatch.setattr(doctor, "OPTIONAL", {"no-such-extra": ("nothing", "torch")})
     monkeypatch.setattr(doctor, "GPU", {})
@@ -120,6 +122,33 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = [named(diagnosis, name) for name in ("pycuda", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda")]
     if named(diagnosis, "NVIDIA driver").works is None:
         assert [finding for finding in tried if finding.works is False] == [], "without a GPU, nothing is broken"
+
+
+@pytest.mark.skipif(installed_version("openvino") is None, reason="needs the package openvino")
+def test_openvino_is_tried() -> None:
+    (finding,) = doctor._openvino()
+    assert (finding.name, finding.works) == ("backend openvino (CPU)", True)
+    assert f"one-node model ran; {installed_version('openvino')} on " in finding.detail
+    assert "FP32" in finding.detail
+
+
+@pytest.mark.skipif(installed_version("openvino") is None, reason="needs the package openvino")
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_openvino(fake: Install, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "hangs":
+        monkeypatch.setattr(doctor, "_TIMEOUT_S", 6)
+    fake("openvino", BROKEN[how])
+    (finding,) = doctor._openvino()
+    assert finding.works is False
+    assert "is installed but broken" in finding.detail
+    assert SAID[how].replace("2 s", "6 s") in finding.detail
+    assert "pip install --force-reinstall openvino" in finding.detail
+
+
+def test_openvino_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_version", lambda _: None)
+    (finding,) = doctor._openvino()
+    assert (finding.works, finding.detail) == (None, "not installed: pip install 'quantlab[openvino]'")
 
 
 def test_python_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ class TestFirstRun:
             "engines/onnxruntime-fp16.onnx", "engines/onnxruntime-fp16.onnx.engine.json",
             "engines/onnxruntime-fp32.onnx", "engines/onnxruntime-fp32.onnx.engine.json",
             "engines/onnxruntime-int8-minmax.onnx", "engines/onnxruntime-int8-minmax.onnx.engine.json",
-            "gate.json", "junit.xml", "state.json", "summary.md",
+            "gate.json", "junit.xml", "samples.parquet", "state.json", "summary.md",
         ]  # fmt: skip
 
     def test_the_result_is_what_was_written(self, finished: tuple[Project, RunResult]) -> None:

@@ -181,12 +181,19 @@ class TensorRTBuilder:
         return self._finish(folder, name, flavour, device, variant, graph, compiled, proof, "")
 
     def load(self, path: Path, threads: int) -> Engine:
-        """See `EngineBuilder.load`; ``threads`` has no meaning here.
+        """See `EngineBuilder.load` and `open`; ``threads`` has no meaning here."""
+        return self.open(path)
+
+    def open(self, path: Path, contexts: int = 1) -> TensorRTEngine:
+        """Open an engine file that as many threads as there are ``contexts`` can run at once.
 
         An engine that was never run, because it was built where there was no GPU, is run on its probe now, and its
         sidecar in memory says what that showed (see `confirm_loaded`).
+
+        Raises:
+            QuantlabError: As for `TensorRTEngine`.
         """
-        engine = TensorRTEngine(path, plugins=self.options.plugins)
+        engine = TensorRTEngine(path, contexts=contexts, plugins=self.options.plugins)
         try:
             before = engine.sidecar
             confirm_loaded(engine, path)

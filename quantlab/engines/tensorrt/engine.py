@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import threading
 import time
 import traceback
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 
 from quantlab.engines.batching import cut_batch, fill_batch
 from quantlab.engines.cuda import open_device
+from quantlab.engines.layer_time import LayerTime
 from quantlab.engines.protocol import Arrays
 from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.tensorrt.compatibility import Difference, check_record, check_validity
 from quantlab.engines.tensorrt.config import Session, load_plugins
 from quantlab.engines.tensorrt.flavour import TENSORRT_RTX, Flavour, load_flavour
+from quantlab.engines.tensorrt.inspector import parse_inspection, timed_layers
 from quantlab.engines.tensorrt.interface import Interface, read_interface
 from quantlab.engines.tensorrt.log import TensorRTLog
 from quantlab.engines.tensorrt.native import Native, configure, deserialize, new_context, save_cache
@@ -52,6 +55,7 @@ class TensorRTEngine:
         graphs: GraphMode = GraphMode.OFF,
         runtime_cache: Path | None = None,
         plugins: Sequence[Path] = (),
+        specialize: bool = True,
         trust: bool = False,
         backend: str = TENSORRT_RTX,
     ) -> None:
@@ -65,6 +69,7 @@ class TensorRTEngine:
             runtime_cache: File for kernels compiled at run time (TensorRT-RTX): read if it is there, written by
                 `close`.
             plugins: Shared libraries with operators that the engine uses.
+            specialize: Compile kernels for each set of shapes that is run (TensorRT-RTX); without, one set runs all.
             trust: Open a file that no sidecar vouches for. It is code that runs in this process and on the GPU.
             backend: Flavour of a file without a sidecar.
 
@@ -100,14 +105,14 @@ class TensorRTEngine:
         with self.device.active(), stdout_to_stderr():
             try:
                 load_plugins(Session(flavour, log, None), tuple(plugins))
-                self._open(flavour, data, graphs, contexts)
+                self._open(flavour, data, graphs, contexts, specialize)
             except BaseException as error:
                 traceback.clear_frames(error.__traceback__)  # they hold TensorRT's objects beyond this context
                 self._release()
                 raise
         self.load_ms = (time.perf_counter_ns() - started) / 1e6
 
-    def _open(self, flavour: Flavour, data: bytes, graphs: GraphMode, contexts: int) -> None:
+    def _open(self, flavour: Flavour, data: bytes, graphs: GraphMode, contexts: int, specialize: bool) -> None:
         native, record = self._native, self._sidecar.engine if self._sidecar else None
         native.runtime = flavour.module.Runtime(native.log.native)
         if native.runtime is None:
@@ -119,7 +124,7 @@ class TensorRTEngine:
         check_validity(flavour, native.runtime, data, self.differences, self._name, native.log)
         deserialize(native, flavour, data, self._name)
         self.interface: Interface = read_interface(flavour.module, native.engine, self._name)
-        configure(native, flavour, graphs, self._cache_path)
+        configure(native, flavour, graphs, self._cache_path, specialize=specialize)
         self._shared = Shared(flavour.module, self.device, self.interface, native.log, graphs is GraphMode.CAPTURED)
         for _ in range(max(contexts, 1)):
             slot = Slot(self._shared, new_context(native, self._name))
@@ -146,6 +151,11 @@ class TensorRTEngine:
     def outputs(self) -> tuple[str, ...]:
         """See `Engine.outputs`."""
         return tuple(spec.name for spec in self.interface.outputs)
+
+    @property
+    def specializes(self) -> bool:
+        """Whether the library compiles kernels for each set of shapes that is run (TensorRT-RTX)."""
+        return self._native.specializes
 
     @property
     def first_run_ms(self) -> float | None:
@@ -203,8 +213,20 @@ class TensorRTEngine:
         Raises:
             MeasurementError: As for `run`.
         """
+        return {name: sum(times) / runs for name, times in self._profiled(inputs, runs).items()}
+
+    def layer_times(self, inputs: Arrays, runs: int = 10) -> tuple[LayerTime, ...]:
+        """See `LayerTimed.layer_times`; layers of one name are one entry, as the profiler cannot tell them apart."""
+        times = {name: statistics.median(found) for name, found in self._profiled(inputs, runs).items()}
+        return timed_layers(parse_inspection(self.inspect(), times), times)
+
+    def _profiled(self, inputs: Arrays, runs: int) -> dict[str, list[float]]:
+        """Milliseconds of each layer in each run, by name, in the order of execution."""
+        if runs < 1:
+            raise ValueError(f"{runs} runs")
         feed, _ = self._feed(inputs)
         totals: dict[str, float] = {}
+        found: dict[str, list[float]] = {}
         with self._slot(), self.device.active():  # a context of its own: a profiler cannot be taken off again
             slot = None
             try:
@@ -212,14 +234,16 @@ class TensorRTEngine:
                 profiler = _profiler(self._shared.module, totals)
                 slot.context.profiler = profiler
                 slot.run(feed)
-                totals.clear()
-                for _ in range(runs):
+                for number in range(runs):
+                    totals.clear()
                     slot.run(feed)
+                    for name, ms in totals.items():
+                        found.setdefault(name, [0.0] * runs)[number] = ms
             finally:
                 if slot is not None:
                     slot.drop_context()
                     slot.free()
-        return {name: total / runs for name, total in totals.items()}
+        return found
 
     def inspect(self) -> str:
         """The engine inspector's JSON, which says most of engines built with detailed profiling verbosity.

@@ -100,7 +100,7 @@ def confirmed(made: Made, requested: Precision, proof: GraphProof, probe: ProbeF
     """
     try:
         with TensorRTEngine(made.path, plugins=plugins) as engine:
-            found, layers, told = _run(engine, probe.path)
+            found, layers, told = _run(engine, made.path, probe.path)
     except (EngineMismatch, MeasurementError, BackendUnavailable, ConfigError) as error:
         failed, text = _not_run(made.name, made.proof, error)
         return dataclasses.replace(made, proof=text, degradations=(*made.degradations, failed))
@@ -130,7 +130,7 @@ def confirm_loaded(engine: TensorRTEngine, path: Path) -> None:
     probe = _recorded_probe(path, record)
     others = [one for one in sidecar.degradations if one.code is not DegradationCode.PRECISION_NOT_PROVED]
     try:
-        found, layers, told = _run(engine, probe.path)
+        found, layers, told = _run(engine, path, probe.path)
     except MeasurementError as error:
         failed, text = _not_run(sidecar.name, sidecar.proof, error)
         degradations = merge_degradations((*sidecar.degradations, failed))
@@ -145,7 +145,7 @@ def confirm_loaded(engine: TensorRTEngine, path: Path) -> None:
 
 
 def _run(
-    engine: TensorRTEngine, probe: Path | None
+    engine: TensorRTEngine, path: Path, probe: Path | None
 ) -> tuple[Fingerprint | None, LayerSummary, tuple[Degradation, ...]]:
     """What a run on the probe shows, None without one; what the inspector says, with times if there is a probe.
 
@@ -156,18 +156,22 @@ def _run(
     loaded = load_probe(probe)
     single = loaded.run(engine.run)
     found = fingerprint(loaded, single)
-    told = _batch_disagreement(engine, loaded, single, found.relative_error)
+    told = _batch_disagreement(engine, path, loaded, single, found.relative_error)
     times = engine.profile(next(loaded.feeds()))
     return found, parse_inspection(engine.inspect(), times), told
 
 
-def _batch_disagreement(engine: TensorRTEngine, probe: Probe, single: Arrays, error: float) -> tuple[Degradation, ...]:
+def _batch_disagreement(
+    engine: TensorRTEngine, path: Path, probe: Probe, single: Arrays, error: float
+) -> tuple[Degradation, ...]:
     """Whether the largest batch gives what its samples give one by one, up to rounding in other kernels.
 
-    An engine that was right for single samples has been seen to be wrong for 32 (docs/gpu-results.md).
+    TensorRT-RTX 1.6.1 compiles kernels for each set of shapes, and has been seen to be right only for the set that an
+    engine runs first (docs/gpu-results.md); so it is asked whether those are to blame.
 
     Args:
         engine: The engine.
+        path: Its file.
         probe: Its probe; nothing is compared if its calls are not of one sample.
         single: Results of the calls, stacked.
         error: Relative error of these.
@@ -175,6 +179,34 @@ def _batch_disagreement(engine: TensorRTEngine, probe: Probe, single: Arrays, er
     n = min((shape[0] for shape in engine.interface.largest(0).values() if shape), default=1)
     if n < 2 or not math.isfinite(error) or any(values.shape[1:2] != (1,) for values in probe.inputs.values()):
         return ()
+    relative = _batch_difference(engine, probe, single, n)
+    allowed = _BATCH_ERRORS * error + _BATCH_ROUNDING
+    if relative <= allowed:
+        return ()
+    message = (
+        f"{engine.sidecar.name}: in a batch of {n}, samples give other results than one by one: they differ by "
+        f"{relative:.1e} of the outputs, and the error of one by one is {error:.1e}"
+    )
+    if engine.specializes:
+        message += _without_specialization(path, probe, n, allowed)
+    return (Degradation(DegradationCode.BATCH_DISAGREES, message),)
+
+
+def _without_specialization(path: Path, probe: Probe, n: int, allowed: float) -> str:
+    """Whether a batch gives what its samples give if no kernels are compiled for its shape, in words."""
+    try:
+        with TensorRTEngine(path, specialize=False) as engine:
+            relative = _batch_difference(engine, probe, probe.run(engine.run), n)
+    except QuantlabError as error:  # as when there is no memory for a second one: the first finding stands
+        return f"; whether the kernels that the library compiles for each shape do that could not be told: {error.what}"
+    found = f"; with one set of kernels for all shapes they differ by {relative:.1e}"
+    if relative > allowed:
+        return found
+    return f"{found}: the kernels that the library compiles for each shape are wrong"
+
+
+def _batch_difference(engine: TensorRTEngine, probe: Probe, single: Arrays, n: int) -> float:
+    """How far a batch of ``n`` is from its samples one by one, as a share of these; 0 if it cannot be told."""
     rows = np.arange(n) % probe.calls
     outputs = engine.run({name: np.ascontiguousarray(values[rows, 0]) for name, values in probe.inputs.items()})
     difference = size = 0.0
@@ -182,17 +214,10 @@ def _batch_disagreement(engine: TensorRTEngine, probe: Probe, single: Arrays, er
         expected = np.asarray(single[name], np.float64)[rows].reshape(n, -1)
         got = np.asarray(outputs[name], np.float64)
         if got.size != expected.size:  # an output without a batch axis
-            return ()
+            return 0.0
         difference += float(np.sum((got.reshape(n, -1) - expected) ** 2))
         size += float(np.sum(expected**2))
-    relative = math.sqrt(difference / size) if size > 0.0 else 0.0
-    if relative <= _BATCH_ERRORS * error + _BATCH_ROUNDING:
-        return ()
-    message = (
-        f"{engine.sidecar.name}: in a batch of {n}, samples give other results than one by one: they differ by "
-        f"{relative:.1e} of the outputs, and the error of one by one is {error:.1e}"
-    )
-    return (Degradation(DegradationCode.BATCH_DISAGREES, message),)
+    return math.sqrt(difference / size) if size > 0.0 else 0.0
 
 
 def _judge(

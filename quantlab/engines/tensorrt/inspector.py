@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantlab.engines.layer_time import LayerKind, LayerTime
+from quantlab.engines.tensorrt.fused_names import fused_nodes
 from quantlab.errors import MeasurementError
 
 UNKNOWN = "unknown"
@@ -60,6 +62,7 @@ class EngineLayer:
         quantizes: Whether it is a quantize or dequantize step by itself.
         tactic: Name of its kernel; empty if not stated.
         time_ms: Time of one run; None if not measured.
+        nodes: Names of the ONNX nodes that it was fused of, as far as it says; see `fused_nodes`.
     """
 
     name: str
@@ -70,6 +73,7 @@ class EngineLayer:
     quantizes: bool
     tactic: str
     time_ms: float | None = None
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,25 @@ def parse_inspection(text: str, times_ms: Mapping[str, float] | None = None) -> 
     return LayerSummary(tuple(layers), detailed, dict(counts.most_common()), tuple(times))
 
 
+def timed_layers(summary: LayerSummary, times_ms: Mapping[str, float]) -> tuple[LayerTime, ...]:
+    """The layers that a profiler reported, with what the inspector says of each; the profiler's order.
+
+    Args:
+        summary: The inspector's layers.
+        times_ms: Time by name. A name that the inspector does not know is kept with what it says itself.
+    """
+    known: dict[str, EngineLayer] = {}
+    for layer in summary.layers:
+        known.setdefault(layer.name, layer)
+    return tuple(_timed(known.get(name) or _named_layer(name, {}), ms) for name, ms in times_ms.items())
+
+
+def _timed(layer: EngineLayer, ms: float) -> LayerTime:
+    kind = LayerKind.QUANTIZE if layer.quantizes else LayerKind.REFORMAT if layer.reformat else LayerKind.COMPUTE
+    precision = "" if layer.precision == UNKNOWN else layer.precision
+    return LayerTime(layer.name, layer.nodes, kind, ms, layer.kind, precision)
+
+
 def describe(summary: LayerSummary) -> tuple[str, ...]:
     """Short lines for people: what the inspector says, and what it does not."""
     return tuple(_lines(summary))
@@ -228,6 +251,7 @@ def _detailed_layer(entry: Mapping[str, Any], i: int, times: dict[str, float], c
         quantizes=by_itself,
         tactic=tactic,
         time_ms=times.pop(name, None),
+        nodes=fused_nodes(name, entry.get("Metadata")),
     )
 
 
@@ -242,6 +266,7 @@ def _named_layer(name: str, times: dict[str, float]) -> EngineLayer:
         quantizes=not fused and bool(_QUANTIZING_NAME.search(name)),
         tactic="",
         time_ms=times.pop(name, None),
+        nodes=fused_nodes(name),
     )
 
 

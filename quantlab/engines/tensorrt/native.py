@@ -30,6 +30,7 @@ class Native:
         config: ``IRuntimeConfig``, where the module has it.
         cache: ``IRuntimeCache``: compiled kernels; where the module has it and it is wanted.
         slots: Contexts with their buffers.
+        specializes: Whether kernels are compiled for each set of shapes.
     """
 
     device: Device
@@ -39,6 +40,7 @@ class Native:
     config: Any = None
     cache: Any = None
     slots: list[Slot] = field(default_factory=list)
+    specializes: bool = False
 
     def release(self) -> None:
         """Let go of everything; may be called again."""
@@ -84,11 +86,14 @@ def deserialize(native: Native, flavour: Flavour, data: bytes, name: str) -> Non
     ) from cause
 
 
-def configure(native: Native, flavour: Flavour, graphs: GraphMode, cache: Path | None) -> None:
+def configure(
+    native: Native, flavour: Flavour, graphs: GraphMode, cache: Path | None, *, specialize: bool = True
+) -> None:
     """Make the runtime configuration of a library that compiles kernels at run time (TensorRT-RTX).
 
     Shape-specialized kernels are compiled before the run that needs them, not beside it: kernels that change while a
-    model runs would change its results in the last digits and spoil timings.
+    model runs would change its results in the last digits and spoil timings. Without `specialize` there are none: one
+    set of kernels runs every shape, many times slower for some models.
 
     Raises:
         ConfigError: If a cache or the library's graphs are wanted from a library that has none.
@@ -106,7 +111,9 @@ def configure(native: Native, flavour: Flavour, graphs: GraphMode, cache: Path |
     )
     specialization = getattr(module, "DynamicShapesKernelSpecializationStrategy", None)
     if specialization is not None:
-        native.config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        chosen = specialization.EAGER if specialize else specialization.NONE
+        native.config.dynamic_shapes_kernel_specialization_strategy = chosen
+        native.specializes = specialize
     if cache is None:
         return
     native.cache = native.config.create_runtime_cache()

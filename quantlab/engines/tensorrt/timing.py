@@ -63,6 +63,8 @@ class DeviceTimes:
         settings: How it was measured.
         load_ms: Opening the engine, before.
         first_run_ms: The first run ever of the engine, before: compilation for this GPU is part of it.
+        traces: The queries themselves, in order, with the moments at which their parts began.
+        streams: Contexts that ran at once; the queries of all of them are in the arrays.
     """
 
     h2d_ms: Floats
@@ -75,6 +77,8 @@ class DeviceTimes:
     settings: TimingSettings
     load_ms: float
     first_run_ms: float
+    traces: tuple[Trace, ...] = ()
+    streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Trace:
         compute_ms: See `DeviceTimes`.
         d2h_ms: See `DeviceTimes`.
         enqueue_ms: See `DeviceTimes`.
+        enqueue_start_ms: The call that enqueues the execution, on the host's clock.
     """
 
     start_ms: float
@@ -98,6 +103,7 @@ class Trace:
     compute_ms: float
     d2h_ms: float
     enqueue_ms: float
+    enqueue_start_ms: float = 0.0
 
 
 def time_slot(device: Device, slot: Slot, settings: TimingSettings) -> list[Trace]:
@@ -158,6 +164,7 @@ def device_times(
         settings=settings,
         load_ms=load_ms,
         first_run_ms=first_run_ms,
+        traces=tuple(kept),
     )
 
 
@@ -194,6 +201,8 @@ class _Queries:
         self._input, self._compute, self._output = (device.stream() for _ in range(3))
         self._events = [[device.event(spin=settings.spin) for _ in range(6)] for _ in range(2)]
         self._enqueue_ms = [0.0, 0.0]
+        self._enqueue_start_ms = [0.0, 0.0]
+        self._zero_ns = 0
         self._active = [False, False]
         self._next = 0
         self._zero = device.event()
@@ -211,6 +220,7 @@ class _Queries:
             self._graph = slot.capture(handle)
             self._execute = partial(self._graph.launch, handle)
         self._zero.record(self._compute)
+        self._zero_ns = time.perf_counter_ns()
         for stream in (self._input, self._output):
             stream.wait_for_event(self._zero)
 
@@ -227,6 +237,7 @@ class _Queries:
         before = time.perf_counter_ns()
         self._execute()
         self._enqueue_ms[self._next] = (time.perf_counter_ns() - before) / 1e6
+        self._enqueue_start_ms[self._next] = (before - self._zero_ns) / 1e6
         end.record(self._compute)
         if self._transfers:
             self._output.wait_for_event(end)
@@ -253,6 +264,7 @@ class _Queries:
             compute_ms=float(end.time_since(start)),
             d2h_ms=float(d2h_end.time_since(d2h_start)) if self._transfers else 0.0,
             enqueue_ms=self._enqueue_ms[self._next],
+            enqueue_start_ms=self._enqueue_start_ms[self._next],
         )
 
     def skip(self) -> None:

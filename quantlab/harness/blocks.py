@@ -1,0 +1,215 @@
+"""Blocks of calls, in rounds whose order is drawn at random and then reversed, until precise enough or out of time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.errors import MeasurementError
+from quantlab.harness.clocks import Clock, Watch
+from quantlab.harness.timings import LatencySettings, Stop
+from quantlab.statistics.ratio import half_width, ratio_of_pairs
+
+Floats = NDArray[np.float64]
+
+MIN_BLOCKS = 20
+"""Blocks of each engine below which intervals are coarse, and timing never stops for precision."""
+_CHECK_GROWTH = 1.25
+_CHECK_RESAMPLES = 500
+_MOST_JUMPS = 5
+
+
+class Timer(Protocol):
+    """Times calls of one engine by some clock."""
+
+    @property
+    def calls_per_timing(self) -> int:
+        """Calls between two readings of the clock."""
+        ...
+
+    def time(self, timings: int) -> Floats:
+        """Make ``timings * calls_per_timing`` calls.
+
+        Returns:
+            Nanoseconds of one call, float64 of shape (timings,).
+        """
+        ...
+
+
+class HostTimer:
+    """Times a function by the host's clock."""
+
+    def __init__(self, call: Callable[[], object], clock: Clock, calls_per_timing: int = 1) -> None:
+        self._call = call
+        self._clock = clock
+        self.calls_per_timing = calls_per_timing
+
+    def time(self, timings: int) -> Floats:
+        """See `Timer`."""
+        now, call = self._clock.now, self._call
+        durations: list[int] = []
+        if self.calls_per_timing == 1:
+            for _ in range(timings):
+                start = now()
+                call()
+                durations.append(now() - start)
+        else:
+            loop = range(self.calls_per_timing)
+            for _ in range(timings):
+                start = now()
+                for _ in loop:
+                    call()
+                durations.append(now() - start)
+        return np.array(durations, np.float64) / self.calls_per_timing
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the rounds gave.
+
+    Attributes:
+        order: See `quantlab.harness.timings.Timings`.
+        medians_ns: Of the blocks, by label one a round.
+        timings_ns: Every timing, by label.
+        stop: Why it stopped.
+        elapsed_s: From start to stop.
+        jumps: Pairs of rounds that were left out because the clock jumped.
+    """
+
+    order: tuple[tuple[int, ...], ...]
+    medians_ns: Mapping[str, Floats]
+    timings_ns: Mapping[str, Floats]
+    stop: Stop
+    elapsed_s: float
+    jumps: int
+
+
+def pairs_of(medians_ns: Mapping[str, Floats], label: str, reference: str) -> Floats:
+    """Log-ratios of a label's blocks to the reference's, shape (pairs of rounds, 2)."""
+    logs: Floats = np.log(medians_ns[label]) - np.log(medians_ns[reference])
+    return logs.reshape(-1, 2)
+
+
+def measure(
+    timers: Mapping[str, Timer], sizes: Mapping[str, int], reference: str, settings: LatencySettings, clock: Clock
+) -> Measured:
+    """Time blocks until one of the limits is reached.
+
+    Args:
+        timers: By label, the control's included.
+        sizes: Timings in a block, by label. A block of more than one is led in by one that is not counted: the caches
+            are still another engine's.
+        reference: Label that precision is judged against.
+        settings: Limits and seed.
+        clock: The host's.
+
+    Raises:
+        MeasurementError: If the clock goes backwards, or jumps again and again.
+    """
+    rounds = _Rounds(timers, sizes, clock)
+    generator = np.random.default_rng(settings.seed)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = clock.now()
+        next_check = MIN_BLOCKS
+        while True:
+            made = len(rounds.order)
+            elapsed = (clock.now() - start) / 1e9
+            stop = _limit(made, elapsed, settings)
+            if stop is None and made >= next_check and elapsed >= min(settings.least_seconds, settings.seconds):
+                next_check = max(made + 2, int(made * _CHECK_GROWTH))
+                stop = Stop.PRECISION if _precise(rounds.medians(), reference, settings) else None
+            if stop is not None:
+                return Measured(tuple(rounds.order), rounds.medians(), rounds.timings(), stop, elapsed, rounds.jumps)
+            rounds.pair([int(index) for index in generator.permutation(len(timers))])
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _limit(made: int, elapsed: float, settings: LatencySettings) -> Stop | None:
+    if made + 2 > max(settings.max_rounds, 2):
+        return Stop.ROUNDS
+    per_pair = elapsed / made * 2 if made else 0.0
+    if made >= settings.min_rounds and elapsed + per_pair > settings.seconds:
+        return Stop.TIME
+    return None
+
+
+def _precise(medians_ns: Mapping[str, Floats], reference: str, settings: LatencySettings) -> bool:
+    """Whether every ratio is precise enough; asked seldom, so that stopping at a lucky moment stays rare."""
+    if settings.half_width <= 0.0:
+        return False
+    return all(
+        half_width(ratio_of_pairs(pairs_of(medians_ns, label, reference), settings.seed, _CHECK_RESAMPLES).interval)
+        <= settings.half_width
+        for label in medians_ns
+        if label != reference
+    )
+
+
+class _Rounds:
+    """Blocks of all rounds so far."""
+
+    def __init__(self, timers: Mapping[str, Timer], sizes: Mapping[str, int], clock: Clock) -> None:
+        self._timers = tuple(timers.values())
+        self._labels = tuple(timers)
+        self._sizes = tuple(sizes[label] for label in timers)
+        self._clock = clock
+        self._expected: dict[int, float] = {}
+        self._blocks: list[list[Floats]] = [[] for _ in timers]
+        self._medians: list[list[float]] = [[] for _ in timers]
+        self.order: list[tuple[int, ...]] = []
+        self.jumps = 0
+
+    def pair(self, order: Sequence[int]) -> None:
+        """Time a round and its reverse; both are left out if the clock jumps in between."""
+        made: list[tuple[int, Floats]] = []
+        for index in (*order, *reversed(order)):
+            timer, size = self._timers[index], self._sizes[index]
+            watch = Watch(self._clock)
+            if size > 1:
+                timer.time(1)
+            block = timer.time(size)
+            typical = timer.calls_per_timing * float(np.median(block))
+            expected = self._expected.setdefault(index, typical) * (size + 1)
+            if watch.jumped(block, expected):
+                self.jumps += 1
+                if self.jumps > max(_MOST_JUMPS, len(self.order) // 2):
+                    raise MeasurementError(
+                        "the clock jumps again and again, so nothing can be timed here",
+                        got=f"{self.jumps} jumps in {len(self.order)} rounds",
+                        hint="keep the machine from sleeping, or measure where processes are not stopped for seconds",
+                    )
+                return
+            made.append((index, block))
+        for index, block in made:
+            median = float(np.median(block))
+            if not median > 0.0:
+                raise MeasurementError(
+                    f"a call of {self._labels[index]} takes no time by the clock",
+                    got=f"{median:g} ns",
+                    expected="above 0",
+                )
+            self._blocks[index].append(block)
+            self._medians[index].append(median)
+        self.order += [tuple(order), tuple(reversed(order))]
+
+    def medians(self) -> dict[str, Floats]:
+        """Median of each block, by label."""
+        return {
+            label: np.array(medians, np.float64) for label, medians in zip(self._labels, self._medians, strict=True)
+        }
+
+    def timings(self) -> dict[str, Floats]:
+        """All timings, by label."""
+        return {
+            label: np.concatenate(blocks) if blocks else np.empty(0, np.float64)
+            for label, blocks in zip(self._labels, self._blocks, strict=True)
+        }

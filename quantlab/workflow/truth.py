@@ -1,0 +1,267 @@
+"""The truth table: one quantized graph in several runtimes, from a bare Q/DQ file or from engine files."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from quantlab.engines.protocol import Engine
+from quantlab.engines.sidecar import Sidecar, read_sidecar
+from quantlab.engines.tensorrt.flavour import FLAVOURS
+from quantlab.engines.variant import Variant
+from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch, ModelError, QuantlabError
+from quantlab.files import write_text
+from quantlab.graph.checks import has_qdq
+from quantlab.graph.existing import ExistingPolicy, check_existing
+from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
+from quantlab.graph.prepare import Prepared, prepare_partially
+from quantlab.graph.proof import prove
+from quantlab.graph.session import holds_fp8
+from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
+from quantlab.harness.truth import Runtime, TruthSettings, measure_truth
+from quantlab.harness.truth_record import Judgement, Truth
+from quantlab.precision import Precision
+from quantlab.progress import Narrator
+from quantlab.reports import render
+from quantlab.workflow.build import BACKENDS, builder_for
+from quantlab.workflow.compare import find_engines
+from quantlab.workflow.sources import DataNeeds, DataRequest, open_data
+
+DEFAULT_SAMPLES = 32
+"""Samples that are taken if no number is asked for: float64 takes seconds for each."""
+
+_QUANTIZED = frozenset({Precision.INT8, Precision.INT8_FP16, Precision.INT8_WEIGHTS, Precision.FP8})
+
+
+def parse_backends(text: str) -> tuple[str, ...]:
+    """Backends of a comma-separated list, without repeats.
+
+    Raises:
+        ConfigError: If the list is empty, or names something else.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError("--across names no backend", expected=f"for example {','.join(BACKENDS[:2])}")
+    for name in names:
+        try:
+            builder_for(name)
+        except BackendUnavailable:  # becomes a row of the table
+            continue
+    return names
+
+
+def across_backends(
+    path: Path,
+    original: Path | None,
+    backends: Sequence[str],
+    request: DataRequest,
+    settings: TruthSettings,
+    narrator: Narrator,
+) -> Truth:
+    """Run a Q/DQ file, as it is, in several backends.
+
+    Each backend builds an engine of it in a temporary folder with the policy ``keep``: nothing is simplified, and
+    nothing is quantized that is not. A backend that is missing or refuses the graph becomes a row that says so.
+
+    Args:
+        path: The Q/DQ model.
+        original: The floating-point model it was made from.
+        backends: Names, checked by `parse_backends`.
+        request: Data; `DEFAULT_SAMPLES` of them unless it says how many.
+        settings: Batch size and threads.
+        narrator: Told of progress.
+
+    Raises:
+        ConfigError: If there is no such backend, or the preprocessing is wrong.
+        ModelError: If a model cannot be used, or the first holds no Q/DQ pairs.
+        EngineMismatch: If the original has other inputs or outputs.
+        DataError: If the data cannot be read or do not fit.
+    """
+    prepared = as_written(path)
+    source = _original(original, prepared.model)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runtimes = []
+        for backend in backends:
+            runtime = _build(prepared, backend, folder / backend, settings.threads, narrator)
+            _keep_open(stack, runtime.engine)
+            narrator.say(f"{backend}: {runtime.engine.sidecar.proof if runtime.engine else runtime.reason}")
+            runtimes.append(runtime)
+        dataset, _ = open_data(DataNeeds.of_model(prepared.model), _limited(request), narrator)
+        return measure_truth(prepared.model, source, runtimes, dataset, settings, narrator)
+
+
+def across_engines(
+    paths: Sequence[Path],
+    original: Path | None,
+    request: DataRequest,
+    settings: TruthSettings,
+    narrator: Narrator,
+) -> Truth:
+    """Compare engine files of one quantized graph with what that graph says.
+
+    One of them must be an ONNX file with the Q/DQ pairs in it: it is the graph. Engines that are not quantized are left
+    out; an FP32 ONNX file among them stands for the original if no other is named.
+
+    Raises:
+        ConfigError: If there is no engine, or none that holds the graph.
+        EngineMismatch: If the engines were not made from one graph.
+        ModelError: As for `across_backends`.
+        DataError: As for `across_backends`.
+    """
+    found = [(path, read_sidecar(path)) for path in find_engines(paths)]
+    quantized = [(path, sidecar) for path, sidecar in found if sidecar.requested in _QUANTIZED]
+    floats = [path for path, sidecar in found if sidecar.requested is Precision.FP32 and path.suffix == ".onnx"]
+    graphs = [path for path, _ in quantized if path.suffix == ".onnx" and has_qdq(load_model(path).proto)]
+    if not graphs:
+        raise ConfigError(
+            "none of the engines holds a quantized ONNX graph to compare with",
+            got=", ".join(sidecar.name for _, sidecar in found),
+            expected="one built for onnxruntime, onnxruntime-cuda or openvino among them",
+            hint="build the same variant with --backend onnxruntime too, or name the .qdq.onnx file",
+        )
+    _check_one_graph([sidecar for _, sidecar in quantized])
+    graph = as_written(graphs[0])
+    for path in graphs[1:]:
+        if not _same_graph(load_model(path), load_model(graphs[0])):
+            raise EngineMismatch(
+                f"{path.name} holds another graph than {graphs[0].name}",
+                expected="one quantized graph in several runtimes",
+                hint="build both with the same --target, or name the .qdq.onnx file and --across backends",
+            )
+    named = original or next(iter(floats), None)
+    source = _original(named, graph.model)
+    with ExitStack() as stack:
+        runtimes = []
+        for path, sidecar in quantized:
+            runtime = _load(path, sidecar, settings.threads, narrator)
+            _keep_open(stack, runtime.engine)
+            runtimes.append(runtime)
+        dataset, _ = open_data(DataNeeds.of_model(graph.model), _limited(request), narrator)
+        return measure_truth(graph.model, source, runtimes, dataset, settings, narrator)
+
+
+def write_truth(folder: Path, truth: Truth) -> tuple[Path, ...]:
+    """Write ``truth.csv``, ``.md`` and, last, ``.json``.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    paths = (folder / "truth.json", folder / "truth.csv", folder / "truth.md")
+    write_text(paths[1], render(truth, "csv"))
+    write_text(paths[2], render(truth, "markdown"))
+    write_text(paths[0], truth.to_json())
+    return paths
+
+
+def as_written(path: Path) -> Prepared:
+    """A quantized model that nothing was done to, but names and shapes.
+
+    Raises:
+        ModelError: If it cannot be used, or holds no Q/DQ pairs.
+    """
+    model = load_model(path)
+    check_existing(model, ExistingPolicy.KEEP)
+    return dataclasses.replace(prepare_partially(model, "it is run as it is written"), degradations=())
+
+
+def stated_precision(model: Model) -> Precision:
+    """The precision that a quantized graph states, for its builders: INT8, INT8_WEIGHTS or FP8.
+
+    16-bit floats between the layers are in the graph already and are not asked for.
+    """
+    found = prove(model).precision
+    if found in (Precision.INT8_WEIGHTS, Precision.FP8):
+        return found
+    return Precision.FP8 if holds_fp8(model.proto) else Precision.INT8
+
+
+def _build(prepared: Prepared, backend: str, folder: Path, threads: int, narrator: Narrator) -> Runtime:
+    target = TENSORRT if backend in FLAVOURS else ONNXRUNTIME
+    precision = stated_precision(prepared.model)
+    variant = Variant(prepared, backend, precision, target, existing=ExistingPolicy.KEEP)
+    folder.mkdir()
+    try:
+        builder = builder_for(backend, None, narrator)
+        path = builder.build(variant, folder)
+        return Runtime(backend, builder.load(path, threads))
+    except BackendUnavailable as error:
+        return Runtime(backend, None, _reason(error))
+    except ConfigError:
+        raise
+    except QuantlabError as error:
+        return Runtime(backend, None, f"it refused the graph: {_reason(error)}", Judgement.FAILED)
+
+
+def _load(path: Path, sidecar: Sidecar, threads: int, narrator: Narrator) -> Runtime:
+    try:
+        return Runtime(sidecar.name, builder_for(sidecar.backend, None, narrator).load(path, threads))
+    except BackendUnavailable as error:
+        return Runtime(sidecar.name, None, _reason(error))
+
+
+def _keep_open(stack: ExitStack, engine: Engine | None) -> None:
+    if isinstance(engine, AbstractContextManager):  # it holds a GPU's memory
+        stack.enter_context(engine)
+
+
+def _reason(error: QuantlabError) -> str:
+    got = f": {error.got}" if error.got is not None else ""
+    return f"{error.what}{got}"
+
+
+def _original(path: Path | None, graph: Model) -> Model | None:
+    """The floating-point model, if it has the inputs and outputs of the graph."""
+    if path is None:
+        return None
+    model = load_model(path)
+    if has_qdq(model.proto):
+        raise ModelError(
+            f"model {path} holds Q/DQ nodes itself", expected="the floating-point model that the graph was made from"
+        )
+    for what, mine, theirs in (
+        ("inputs", model_inputs(graph.proto), model_inputs(model.proto)),
+        ("outputs", model_outputs(graph.proto), model_outputs(model.proto)),
+    ):
+        expected, got = ({spec.name for spec in specs} for specs in (mine, theirs))
+        if expected != got:
+            raise EngineMismatch(
+                f"model {path.name} has other {what} than the quantized graph",
+                got=", ".join(sorted(got)),
+                expected=", ".join(sorted(expected)),
+                hint="name the model that the graph was made from",
+            )
+    return model
+
+
+def _check_one_graph(sidecars: Sequence[Sidecar]) -> None:
+    first = sidecars[0]
+    for sidecar in sidecars[1:]:
+        for what, got, expected in (
+            ("model", sidecar.model_sha256, first.model_sha256),
+            ("prepared graph", sidecar.graph_sha256, first.graph_sha256),
+            ("precision", sidecar.requested, first.requested),
+            ("calibration table", sidecar.table_sha256, first.table_sha256),
+            ("range method", sidecar.method, first.method),
+            ("target", sidecar.target, first.target),
+            ("set of excluded layers", sidecar.excluded, first.excluded),
+        ):
+            if got != expected:
+                raise EngineMismatch(
+                    f"engine {sidecar.name} has another {what} than {first.name}",
+                    got=got or "none",
+                    expected=expected or "none",
+                    hint="--across compares one quantized graph in several runtimes: name the engines of one",
+                )
+
+
+def _same_graph(one: Model, two: Model) -> bool:
+    left, right = (bytes(model.proto.graph.SerializeToString(deterministic=True)) for model in (one, two))
+    return left == right
+
+
+def _limited(request: DataRequest) -> DataRequest:
+    return request if request.limit is not None else dataclasses.replace(request, limit=DEFAULT_SAMPLES)

@@ -1,0 +1,59 @@
+"""Random effects against a computation written out, and coverage with few groups."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from quantlab.statistics.random_effects import combine
+
+
+def test_by_hand() -> None:
+    """Two groups, 0 and 0.2, errors of 0.1: Q = 2, C = 100, so the variance between is (2 - 1) / 100."""
+    found = combine(np.array([0.0, 0.2]), np.array([0.1, 0.1]))
+    assert found.mean == pytest.approx(0.1)
+    assert found.between == pytest.approx(0.1)
+    assert found.within == pytest.approx(0.1)
+    assert found.error == pytest.approx(0.1), "sqrt(1 / (2 / 0.02)), and the Hartung-Knapp factor is 1"
+    low, high = found.bounds(0.95)
+    assert (high - low) / 2 == pytest.approx(0.1 * stats.t.ppf(0.975, 1))
+
+
+def test_groups_that_agree_by_chance_are_no_more_exact_than_their_errors() -> None:
+    found = combine(np.array([0.1, 0.1, 0.1]), np.array([0.03, 0.03, 0.03]))
+    assert found.between == 0.0
+    assert found.error == pytest.approx(0.03 / math.sqrt(3))
+
+
+def test_without_errors_it_is_students_interval_of_the_means() -> None:
+    means = np.array([0.01, 0.05, 0.02, 0.04])
+    found = combine(means, np.zeros(4))
+    assert found.bounds(0.95) == pytest.approx(stats.t.interval(0.95, 3, means.mean(), stats.sem(means)), abs=1e-6)
+
+
+def test_a_precise_group_counts_more_only_where_groups_agree() -> None:
+    errors = np.array([0.001, 0.1])
+    assert combine(np.array([0.0, 0.05]), errors).mean < 0.001
+    assert combine(np.array([0.0, 5.0]), errors).mean == pytest.approx(2.5, abs=0.01)
+
+
+def test_one_group_has_no_interval_over_groups() -> None:
+    found = combine(np.array([0.3]), np.array([0.1]))
+    assert (found.mean, found.between, found.error) == pytest.approx((0.3, 0.0, 0.1))
+    assert found.bounds(0.95) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("groups", [2, 3, 8])
+def test_coverage(between: float, groups: int) -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        errors = generator.uniform(0.008, 0.012, groups)
+        means = generator.normal(0.0, between, groups) + generator.normal(0.0, errors)
+        low, high = combine(means, errors).bounds(0.95)
+        held += low <= 0.0 <= high
+    assert held >= stats.binom.ppf(1e-4, 1000, 0.95)
