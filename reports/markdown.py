@@ -11,7 +11,6 @@ from quantlab.findings import LintReport, group_findings
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.bench import Bench
 from quantlab.harness.comparison import Comparison, VariantResult
-from quantlab.harness.explain import slower_than_fp32
 from quantlab.harness.layer_record import LayerDrift
 from quantlab.harness.profile import Profiles
 from quantlab.harness.truth_record import Truth
@@ -29,7 +28,16 @@ from quantlab.reports.stability import (
     tensor_cells,
     tensor_headings,
 )
-from quantlab.reports.table import LATENCY_COLUMNS, TABLES, Column, best, device_notes, shown, undecided_latency
+from quantlab.reports.table import (
+    LATENCY_COLUMNS,
+    TABLES,
+    Column,
+    best,
+    device_notes,
+    latency_notes,
+    shown,
+    undecided_latency,
+)
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 
@@ -74,8 +82,8 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         ]
         words = 1 + sum(column.left for column in visible)
         lines += [f"## {title}", "", *table(headings, rows, words), ""]
-        if columns is LATENCY_COLUMNS and (slower := slower_than_fp32(comparison)):
-            lines += [*(f"- {escape(sentence)}" for sentence in slower), ""]
+        if columns is LATENCY_COLUMNS and (notes := latency_notes(comparison)):
+            lines += [*(f"- {escape(sentence)}" for sentence in notes), ""]
     for scored in score_tables(comparison, MANY):
         cells = [[escape(cell) for cell in row] for row in scored.rows]
         headings = [escape(heading) for heading in scored.headings]

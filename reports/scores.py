@@ -193,13 +193,17 @@ def _slices(comparison: Comparison, most: Most) -> ScoreTable:
     rows = [
         (name, f"{score.slice.column}={score.slice.value}", *_cells(score))
         for result in _candidates(comparison)
-        for name, score in [pair for pair in told if pair[0] == result.name][: most.slices]
+        for name, score in [pair for pair in told if pair[0] == result.name and _changed(pair[1])][: most.slices]
         if score.slice is not None
     ]
     scores = [score for _, score in told]
     headings = ("variant", "slice", *_headings(scores))
     title = f"Slices by {_unit(first)}, worst first"
     return ScoreTable(title, headings, tuple(rows), 2, tuple(_slice_notes(comparison, scores, len(rows))))
+
+
+def _changed(score: Score) -> bool:
+    return score.against_reference or score.difference != 0.0 or score.interval is None
 
 
 def _loss(score: Score) -> float:
@@ -210,8 +214,11 @@ def _loss(score: Score) -> float:
 
 
 def _slice_notes(comparison: Comparison, scores: Sequence[Score], rows: int) -> Iterator[str]:
-    if rows < len(scores):
-        yield f"{rows:,} of {len(scores):,} rows; the others are in comparison.json."
+    same = sum(not _changed(score) for score in scores)
+    if same:
+        yield f"{same:,} of {len(scores):,} did not change."
+    if rows < len(scores) - same:
+        yield f"{rows:,} of {len(scores) - same:,} that changed; all are in comparison.json."
     for column, count in comparison.slices_left_out.items():
         yield f"{count:,} further values of {column}, with fewer samples, are not told."
     without = sum(score.interval is None for score in scores)

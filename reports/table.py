@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
+from quantlab.harness.explain import slower_than_fp32
 from quantlab.harness.measurement import Latency
 from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution
@@ -357,6 +358,11 @@ def shown(columns: Sequence[Column], comparison: Comparison) -> tuple[Column, ..
     return tuple(
         column for column in columns if any(column.text(result) not in nothing for result in comparison.variants)
     )
+
+
+def latency_notes(comparison: Comparison) -> tuple[str, ...]:
+    """What there is to say of the latencies: why a variant is slow, and what may make them other than they seem."""
+    return (*slower_than_fp32(comparison), *(f"{warning.message}." for warning in comparison.timing_warnings))
 
 
 def device_notes(comparison: Comparison) -> tuple[str, ...]:

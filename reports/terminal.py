@@ -13,7 +13,6 @@ from quantlab.findings import LintReport
 from quantlab.gate.verdict import CheckResult, Outcome, Verdict
 from quantlab.harness.bench import Bench
 from quantlab.harness.comparison import Comparison, VariantResult
-from quantlab.harness.explain import slower_than_fp32
 from quantlab.harness.layer_record import LayerDrift
 from quantlab.harness.profile import Profiles
 from quantlab.harness.truth_record import Truth
@@ -23,7 +22,16 @@ from quantlab.reports.format import Format, Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
 from quantlab.reports.scores import FEW, ScoreTable, score_tables
-from quantlab.reports.table import LATENCY_COLUMNS, TABLES, Column, best, device_notes, shown, undecided_latency
+from quantlab.reports.table import (
+    LATENCY_COLUMNS,
+    TABLES,
+    Column,
+    best,
+    device_notes,
+    latency_notes,
+    shown,
+    undecided_latency,
+)
 
 _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     {
@@ -51,8 +59,8 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
     for title, columns in TABLES:
         if visible := shown(columns, comparison):
             lines += _tables(title, visible, comparison, width, style)
-        if columns is LATENCY_COLUMNS and (slower := slower_than_fp32(comparison)):
-            lines += [*(line for sentence in slower for line in wrap(plain(sentence), width)), ""]
+        if columns is LATENCY_COLUMNS and (notes := latency_notes(comparison)):
+            lines += [*(line for sentence in notes for line in wrap(plain(sentence), width)), ""]
     for table in score_tables(comparison, FEW):
         lines += _score_table(table, width, style)
     lines += _legend(comparison, width)

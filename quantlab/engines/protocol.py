@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from quantlab.engines.sidecar import Sidecar
 from quantlab.engines.variant import Variant
 
 if TYPE_CHECKING:
-    from quantlab.engines.tensorrt.timing import DeviceTimes
+    from quantlab.engines.tensorrt.timing import BlockTimes, DeviceTimes
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -104,6 +105,44 @@ class DeviceTimed(Protocol):
             inputs: Arrays by input name, batch first.
             seconds: Least time, warm-up excluded.
             use_graph: Whether compute is launched as a CUDA graph.
+            transfers: Whether inputs and outputs are copied in every query.
+            spin: Whether the host spins while it waits, instead of sleeping.
+
+        Raises:
+            MeasurementError: If the backend fails, or a graph is wanted and cannot be captured.
+        """
+        ...
+
+
+class BlockTimer(Protocol):
+    """Times blocks of queries on a GPU; for the thread that opened it, and nothing else may run on its engine's GPU."""
+
+    def time(self, queries: int) -> BlockTimes:
+        """Make so many queries, at least one, and wait for them.
+
+        Raises:
+            MeasurementError: If the backend fails.
+        """
+        ...
+
+
+@runtime_checkable
+class BlockTimed(Protocol):
+    """An engine that times itself on its GPU block by block, so that engines can be timed in turn."""
+
+    @property
+    def sidecar(self) -> Sidecar:
+        """What made it."""
+        ...
+
+    def block_timer(
+        self, inputs: Arrays, *, use_graph: bool = False, transfers: bool = True, spin: bool = False
+    ) -> AbstractContextManager[BlockTimer]:
+        """Run once and make ready for blocks; timers that are open together are left in reverse order.
+
+        Args:
+            inputs: One batch by input name, batch first; it is brought into page-locked memory once.
+            use_graph: Whether compute is launched as a CUDA graph, which is captured once.
             transfers: Whether inputs and outputs are copied in every query.
             spin: Whether the host spins while it waits, instead of sleeping.
 

@@ -25,7 +25,7 @@ _MOST_JUMPS = 5
 
 
 class Timer(Protocol):
-    """Times calls of one engine by some clock."""
+    """Times calls of one engine by some clock, at one boundary or at several at once."""
 
     @property
     def calls_per_timing(self) -> int:
@@ -36,9 +36,16 @@ class Timer(Protocol):
         """Make ``timings * calls_per_timing`` calls.
 
         Returns:
-            Nanoseconds of one call, float64 of shape (timings,).
+            Nanoseconds of one call, float64 of shape (timings,), or (boundaries, timings) of a timer that sees several
+            in the same calls. The first is the one that the warm-up, the blocks' sizes and the precision go by.
         """
         ...
+
+
+def first_boundary(durations: Floats) -> Floats:
+    """Of what a `Timer` returns, the timings of the first boundary."""
+    first: Floats = np.atleast_2d(durations)[0]
+    return first
 
 
 class HostTimer:
@@ -70,7 +77,7 @@ class HostTimer:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the rounds gave.
+    """What the rounds gave at one boundary.
 
     Attributes:
         order: See `quantlab.harness.timings.Timings`.
@@ -97,7 +104,7 @@ def pairs_of(medians_ns: Mapping[str, Floats], label: str, reference: str) -> Fl
 
 def measure(
     timers: Mapping[str, Timer], sizes: Mapping[str, int], reference: str, settings: LatencySettings, clock: Clock
-) -> Measured:
+) -> tuple[Measured, ...]:
     """Time blocks until one of the limits is reached.
 
     Args:
@@ -107,6 +114,9 @@ def measure(
         reference: Label that precision is judged against.
         settings: Limits and seed.
         clock: The host's.
+
+    Returns:
+        One for each boundary that the timers see, all of the same rounds.
 
     Raises:
         MeasurementError: If the clock goes backwards, or jumps again and again.
@@ -124,9 +134,13 @@ def measure(
             stop = _limit(made, elapsed, settings)
             if stop is None and made >= next_check and elapsed >= min(settings.least_seconds, settings.seconds):
                 next_check = max(made + 2, int(made * _CHECK_GROWTH))
-                stop = Stop.PRECISION if _precise(rounds.medians(), reference, settings) else None
+                stop = Stop.PRECISION if _precise(rounds.medians(0), reference, settings) else None
             if stop is not None:
-                return Measured(tuple(rounds.order), rounds.medians(), rounds.timings(), stop, elapsed, rounds.jumps)
+                order = tuple(rounds.order)
+                return tuple(
+                    Measured(order, rounds.medians(number), rounds.timings(number), stop, elapsed, rounds.jumps)
+                    for number in range(rounds.boundaries)
+                )
             rounds.pair([int(index) for index in generator.permutation(len(timers))])
     finally:
         if collecting:
@@ -164,9 +178,10 @@ class _Rounds:
         self._clock = clock
         self._expected: dict[int, float] = {}
         self._blocks: list[list[Floats]] = [[] for _ in timers]
-        self._medians: list[list[float]] = [[] for _ in timers]
+        self._medians: list[list[Floats]] = [[] for _ in timers]
         self.order: list[tuple[int, ...]] = []
         self.jumps = 0
+        self.boundaries = 1
 
     def pair(self, order: Sequence[int]) -> None:
         """Time a round and its reverse; both are left out if the clock jumps in between."""
@@ -176,8 +191,8 @@ class _Rounds:
             watch = Watch(self._clock)
             if size > 1:
                 timer.time(1)
-            block = timer.time(size)
-            typical = timer.calls_per_timing * float(np.median(block))
+            block = np.atleast_2d(timer.time(size))
+            typical = timer.calls_per_timing * float(np.median(block[0]))
             expected = self._expected.setdefault(index, typical) * (size + 1)
             if watch.jumped(block, expected):
                 self.jumps += 1
@@ -190,26 +205,28 @@ class _Rounds:
                 return
             made.append((index, block))
         for index, block in made:
-            median = float(np.median(block))
-            if not median > 0.0:
+            medians = np.median(block, axis=1)
+            if not np.all(medians > 0.0):
                 raise MeasurementError(
                     f"a call of {self._labels[index]} takes no time by the clock",
-                    got=f"{median:g} ns",
+                    got=f"{np.min(medians):g} ns",
                     expected="above 0",
                 )
+            self.boundaries = len(block)
             self._blocks[index].append(block)
-            self._medians[index].append(median)
+            self._medians[index].append(medians)
         self.order += [tuple(order), tuple(reversed(order))]
 
-    def medians(self) -> dict[str, Floats]:
-        """Median of each block, by label."""
+    def medians(self, boundary: int) -> dict[str, Floats]:
+        """Median of each block at one boundary, by label."""
         return {
-            label: np.array(medians, np.float64) for label, medians in zip(self._labels, self._medians, strict=True)
+            label: np.array([median[boundary] for median in medians], np.float64)
+            for label, medians in zip(self._labels, self._medians, strict=True)
         }
 
-    def timings(self) -> dict[str, Floats]:
-        """All timings, by label."""
+    def timings(self, boundary: int) -> dict[str, Floats]:
+        """All timings at one boundary, by label."""
         return {
-            label: np.concatenate(blocks) if blocks else np.empty(0, np.float64)
+            label: np.concatenate([block[boundary] for block in blocks]) if blocks else np.empty(0, np.float64)
             for label, blocks in zip(self._labels, self._blocks, strict=True)
         }

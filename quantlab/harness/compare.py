@@ -121,6 +121,7 @@ def compare(
         n_samples=n,
         seed=settings.seed,
         noise_floor=timings.noise_floor if timings else None,
+        timing_warnings=timings.warnings if timings else (),
         environment=environment(settings.threads),
         degradations=merge_degradations(degradations),
         task=found.task.name,

@@ -11,6 +11,7 @@ from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError
 from quantlab.harness.measurement import Latency
 from quantlab.harness.tasks.protocol import CountChange
+from quantlab.harness.timings import TimingWarning
 from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution, Precision
 from quantlab.records import from_plain, to_plain
@@ -200,6 +201,7 @@ class Comparison:
         degradations: Everything that was degraded on the way, calibration and build included.
         task: What the model is for: ``classify``, ``outputs``, ``detect``, ``segment``, ``regress`` or ``custom``.
         slices_left_out: By column: slices that are not told, because there are too many of them.
+        timing_warnings: What may make latencies other than they seem, such as a machine that is too noisy.
     """
 
     reference: str
@@ -215,6 +217,7 @@ class Comparison:
     degradations: tuple[Degradation, ...]
     task: str = "outputs"
     slices_left_out: Mapping[str, int] = field(default_factory=dict)
+    timing_warnings: tuple[TimingWarning, ...] = ()
 
     def variant(self, name: str) -> VariantResult | None:
         """The result of that name, or None."""

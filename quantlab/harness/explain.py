@@ -13,14 +13,14 @@ _WITHOUT_CAUSE = "; the result does not say why: see where the time goes with qu
 def slower_than_fp32(comparison: Comparison) -> tuple[str, ...]:
     """A sentence for each variant that was shown to be slower than FP32 on its own backend.
 
-    Shown is what the interval of the latency ratio to the reference excludes. Where FP32 on the backend is another
+    Emulations are left out: their times mean nothing. Shown is what the interval of the latency ratio to the reference excludes. Where FP32 on the backend is another
     variant than the reference, the intervals of both must not meet. Variants without such an FP32 are left out.
     """
     return tuple(sentence for result in comparison.variants if (sentence := _sentence(result, comparison)) is not None)
 
 
 def _sentence(result: VariantResult, comparison: Comparison) -> str | None:
-    if result.requested is Precision.FP32 or result.latency is None:
+    if result.requested is Precision.FP32 or result.latency is None or _means_nothing(result):
         return None
     base = _fp32_of(result.backend, comparison)
     if base is None or base.latency is None:
@@ -34,6 +34,11 @@ def _sentence(result: VariantResult, comparison: Comparison) -> str | None:
     if result.latency.ratio_interval.low <= limit:
         return None
     return f"{result.name} is slower than FP32 on this backend ({figures}){_because(result)}."
+
+
+def _means_nothing(result: VariantResult) -> bool:
+    """Whether a time is that of an emulation of ours, and not of what the runtime makes of a quantized graph."""
+    return result.execution is Execution.EMULATED and KernelCount.stated(result.proof) is None
 
 
 def _fp32_of(backend: str, comparison: Comparison) -> VariantResult | None:
@@ -59,8 +64,6 @@ def _because(result: VariantResult) -> str:
             f", because {kernels.runtime} runs {kernels.integer} of {kernels.quantized} quantized layers with integer "
             f"kernels, and the others in floating point between Q/DQ steps{advice}"
         )
-    if result.execution is Execution.EMULATED:
-        return f", because {result.requested.upper()} is emulated here: FP32 kernels, with roundings in between"
     if result.requested is Precision.INT8_WEIGHTS:
         return ", because only its weights are INT8: its arithmetic is that of FP32"
     if kernels is not None:

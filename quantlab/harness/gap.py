@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
+TERMS = ("signal", "noise", "non_finite", "differing", "values")
+"""What `GapMeter.add` returns, in this order: sums over the values that were added."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -48,28 +51,33 @@ class GapMeter:
         self.differing = self.values = self.flips = self.non_finite = self.undefined = 0
         self.has_scores = self.is_float = True
 
-    def add(self, reference: Array, value: Array) -> None:
+    def add(self, reference: Array, value: Array) -> tuple[float, ...]:
         """Add the output of one sample, or of several stacked ones; both of the same shape.
 
         Scores are arrays of shape (N, C) of floating-point numbers with C >= 2; a row with a value that is not finite
         has no highest score, and counts as a flip unless the reference's has none either.
+
+        Returns:
+            What was added to the sums that are named by `TERMS`.
         """
         self.is_float = self.is_float and _is_float(reference) and _is_float(value)
         expected, got = np.asarray(reference, np.float64), np.asarray(value, np.float64)
         same = (expected == got) | (np.isnan(expected) & np.isnan(got))
         known, finite = np.isfinite(expected), np.isfinite(got)
+        difference = got[known & finite] - expected[known & finite]
+        signal, noise = float(np.sum(expected[known & finite] ** 2)), float(np.sum(difference * difference))
+        differing, non_finite = int(np.count_nonzero(~same)), int(np.count_nonzero(~finite & ~same))
         self.values += expected.size
-        self.differing += int(np.count_nonzero(~same))
+        self.differing += differing
         self.undefined += int(np.count_nonzero(~known))
-        self.non_finite += int(np.count_nonzero(~finite & ~same))
-        both = known & finite
-        difference = got[both] - expected[both]
-        self.signal += float(np.sum(expected[both] ** 2))
-        self.noise += float(np.sum(difference * difference))
+        self.non_finite += non_finite
+        self.signal += signal
+        self.noise += noise
         self.max_abs = max(self.max_abs, float(np.max(np.abs(difference), initial=0.0)))
         self.has_scores = self.has_scores and self.is_float and expected.ndim == 2 and expected.shape[1] >= 2
         if self.has_scores:
             self.flips += int(np.count_nonzero(_highest(expected) != _highest(got)))
+        return signal, noise, float(non_finite), float(differing), float(expected.size)
 
     def result(self) -> Gap:
         """The distance so far; NaN where nothing was added."""

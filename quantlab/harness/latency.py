@@ -8,7 +8,7 @@ The protocol is told in docs/latency.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,16 @@ from quantlab.statistics.interval import Interval
 from quantlab.statistics.percentile import percentile_interval
 from quantlab.statistics.ratio import RatioEstimate, half_width, ratio_of_pairs
 
-__all__ = ["CALLS_FOR_P99", "CONTROL", "LatencySettings", "Stop", "Timings", "time_blocks", "time_engines"]
+__all__ = [
+    "CALLS_FOR_P99",
+    "CONTROL",
+    "LatencySettings",
+    "Stop",
+    "Timings",
+    "time_blocks",
+    "time_boundaries",
+    "time_engines",
+]
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +80,7 @@ def time_engines(
     resolution = resolution_ns(clock)
     least_ns = RESOLUTION_FACTOR * resolution
     timers = {name: HostTimer(call, clock, _calls_per_timing(call, clock, least_ns)) for name, call in calls.items()}
-    return _time(timers, reference, batch_size, settings, boundary, clock, resolution)
+    return _time(timers, reference, batch_size, settings, (boundary,), clock, resolution)[boundary]
 
 
 def time_blocks(
@@ -84,8 +93,34 @@ def time_blocks(
     clock: Clock = SYSTEM_CLOCK,
 ) -> Timings:
     """The same with timers of any kind, such as CUDA events for `Boundary.DEVICE`; see `time_engines`."""
+    return time_boundaries(timers, reference, batch_size, settings, (boundary,), clock=clock)[boundary]
+
+
+def time_boundaries(
+    timers: Mapping[str, Timer],
+    reference: str,
+    batch_size: int,
+    settings: LatencySettings,
+    boundaries: Sequence[Boundary],
+    *,
+    clock: Clock = SYSTEM_CLOCK,
+) -> dict[Boundary, Timings]:
+    """The same with timers that see several boundaries of the same calls: one measurement, one result a boundary.
+
+    Args:
+        timers: See `Timer`; all see ``boundaries``, in that order.
+        reference: See `time_engines`, as the rest.
+        batch_size: Samples in a call.
+        settings: Budget and seed; warm-up, length of blocks and precision are those of the first boundary.
+        boundaries: What the timers see.
+        clock: The host's, which the budget goes by.
+
+    Raises:
+        MeasurementError: As for `time_engines`.
+        ConfigError: If a setting makes no sense.
+    """
     _check(timers, reference, settings)
-    return _time(timers, reference, batch_size, settings, boundary, clock, math.nan)
+    return _time(timers, reference, batch_size, settings, boundaries, clock, math.nan)
 
 
 def change_of(estimate: RatioEstimate, control: RatioEstimate, settings: LatencySettings) -> Change:
@@ -164,10 +199,10 @@ def _time(
     reference: str,
     batch_size: int,
     settings: LatencySettings,
-    boundary: Boundary,
+    boundaries: Sequence[Boundary],
     clock: Clock,
     resolution: float,
-) -> Timings:
+) -> dict[Boundary, Timings]:
     block_ns = max(settings.block_ms * 1e6, 0.0 if math.isnan(resolution) else RESOLUTION_FACTOR * resolution)
     warm_ups: dict[str, WarmUp] = {}
     sizes: dict[str, int] = {}
@@ -176,9 +211,25 @@ def _time(
         sizes[name] = max(1, math.ceil(block_ns / (max(typical, 1.0) * timer.calls_per_timing)))
     labelled = {**timers, CONTROL: timers[reference]}
     sizes[CONTROL] = sizes[reference]
-    measured = measure(labelled, sizes, reference, settings, clock)
+    return {
+        boundary: _timings(measured, labelled, reference, batch_size, settings, boundary, resolution, warm_ups)
+        for boundary, measured in zip(boundaries, measure(labelled, sizes, reference, settings, clock), strict=True)
+    }
+
+
+def _timings(
+    measured: Measured,
+    timers: Mapping[str, Timer],
+    reference: str,
+    batch_size: int,
+    settings: LatencySettings,
+    boundary: Boundary,
+    resolution: float,
+    warm_ups: Mapping[str, WarmUp],
+) -> Timings:
+    """The figures of one boundary; ``timers`` by label, the control's included."""
     estimates = {
-        label: ratio_of_pairs(pairs_of(measured.medians_ns, label, reference), settings.seed) for label in labelled
+        label: ratio_of_pairs(pairs_of(measured.medians_ns, label, reference), settings.seed) for label in timers
     }
     control = estimates[CONTROL]
     latencies = {
@@ -193,6 +244,7 @@ def _time(
             stationary=warm_ups[name].stationary,
         )
         for name, timer in timers.items()
+        if name != CONTROL
     }
     return Timings(
         latencies=latencies,
@@ -204,7 +256,7 @@ def _time(
         stop=measured.stop,
         elapsed_s=measured.elapsed_s,
         resolution_ns=resolution,
-        labels=tuple(labelled),
+        labels=tuple(timers),
         order=measured.order,
         blocks_ms={label: tuple((medians / 1e6).tolist()) for label, medians in measured.medians_ns.items()},
         warm_ups=warm_ups,

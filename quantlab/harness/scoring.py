@@ -33,6 +33,7 @@ from quantlab.statistics.bootstrap import (
     replicate,
 )
 from quantlab.statistics.interval import Interval
+from quantlab.statistics.proportion import proportion_lower_bound, proportion_upper_bound
 from quantlab.statistics.tango import loss_interval
 
 Indices = NDArray[np.intp]
@@ -102,19 +103,25 @@ class _Told:
                 after = meter.correct(figure.name)[self.members.indices][counted] > 0.5
                 lost, won = int(np.count_nonzero(before & ~after)), int(np.count_nonzero(after & ~before))
                 n, value, old = len(after), 100.0 * float(after.mean()), 100.0 * float(before.mean())
-                self._add(
-                    figure, name, n, value, old, self._paired(lost, won, n, old if figure.against_reference else 0.0)
-                )
+                made = self._alone(int(after.sum()), n) if figure.against_reference else self._paired(lost, won, n)
+                self._add(figure, name, n, value, old, made)
 
-    def _paired(self, lost: int, won: int, n: int, start: float) -> Bootstrapped:
-        """Tango's interval of the gain, in percentage points, counted from ``start``."""
+    def _paired(self, lost: int, won: int, n: int) -> Bootstrapped:
+        """Tango's interval of the gain, in percentage points."""
         if n < self.least:
             return self._too_few(n)
         confidence = self.settings.confidence
         low, high = loss_interval(lost, won, n, 0.5 * (1.0 - confidence))
-        return Bootstrapped(
-            Interval(start - 100.0 * high, start - 100.0 * low, confidence), "Tango's score interval, paired"
-        )
+        return Bootstrapped(Interval(-100.0 * high, -100.0 * low, confidence), "Tango's score interval, paired")
+
+    def _alone(self, right: int, n: int) -> Bootstrapped:
+        """Clopper and Pearson's interval of a share that is no difference, in percent."""
+        if n < self.least:
+            return self._too_few(n)
+        confidence = self.settings.confidence
+        alpha = 0.5 * (1.0 - confidence)
+        low, high = proportion_lower_bound(right, n, alpha), proportion_upper_bound(right, n, alpha)
+        return Bootstrapped(Interval(100.0 * low, 100.0 * high, confidence), "Clopper and Pearson's exact interval")
 
     def estimates(self, figures: Sequence[Figure], built: Mapping[str, Mapping[str, Estimator]], samples: int) -> None:
         """Figures that are functions of the samples' weights; those of the same samples share their resamples."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.harness.blocks import Timer
+from quantlab.harness.blocks import Timer, first_boundary
 from quantlab.harness.timings import LatencySettings, WarmUp
 
 Floats = NDArray[np.float64]
@@ -56,10 +56,10 @@ def is_stationary(values: Floats) -> bool:
 def _run(timer: Timer, settings: LatencySettings) -> Floats:
     """Timings of at least the warm-up's time and calls."""
     least_ns = settings.warmup_ms * 1e6 / timer.calls_per_timing
-    parts = [timer.time(max(1, math.ceil(settings.warmup_calls / timer.calls_per_timing)))]
+    parts = [first_boundary(timer.time(max(1, math.ceil(settings.warmup_calls / timer.calls_per_timing))))]
     made, passed = len(parts[0]), float(np.sum(parts[0]))
     while passed < least_ns and made < _MOST_TIMINGS:
         typical = max(passed / made, 1.0)
-        parts.append(timer.time(max(1, min(made, math.ceil((least_ns - passed) / typical)))))
+        parts.append(first_boundary(timer.time(max(1, min(made, math.ceil((least_ns - passed) / typical))))))
         made, passed = made + len(parts[-1]), passed + float(np.sum(parts[-1]))
     return np.concatenate(parts)

@@ -57,10 +57,6 @@ def test_float_kernels_between_pairs() -> None:
     ("variant", "said"),
     [
         (
-            result("onnxruntime-fp16", Precision.FP16, latency(1.3), "", Execution.EMULATED),
-            ", because FP16 is emulated here: FP32 kernels, with roundings in between.",
-        ),
-        (
             result("onnxruntime-int8-weights", Precision.INT8_WEIGHTS, latency(1.3)),
             ", because only its weights are INT8: its arithmetic is that of FP32.",
         ),
@@ -129,3 +125,11 @@ def test_the_count_is_read_from_where_it_was_written(runtime: str) -> None:
     assert KernelCount.stated(f"14 of 15 weighted layers INT8; fp32: fc; {count}; more") == count
     assert KernelCount.stated(str(count)) == count
     assert KernelCount.stated("50 of 50 weighted layers INT8") is None
+
+
+def test_an_emulation_is_not_spoken_of() -> None:
+    """Its time is that of the roundings in between, and means nothing."""
+    assert (
+        slower_than_fp32(compared(result("onnxruntime-fp16", Precision.FP16, latency(1.3), "", Execution.EMULATED)))
+        == ()
+    )

@@ -31,7 +31,7 @@ from quantlab.engines.tensorrt.log import TensorRTLog
 from quantlab.engines.tensorrt.native import Native, configure, deserialize, new_context, save_cache
 from quantlab.engines.tensorrt.slot import GraphMode, Shared, Slot
 from quantlab.engines.tensorrt.stdout import stdout_to_stderr
-from quantlab.engines.tensorrt.timing import DeviceTimes, TimingSettings, device_times, time_slot
+from quantlab.engines.tensorrt.timing import DeviceTimes, SlotTimer, TimingSettings, device_times, time_slot
 from quantlab.errors import EngineMismatch, MeasurementError
 from quantlab.files import sha256_bytes
 
@@ -199,6 +199,21 @@ class TensorRTEngine:
             load_ms=self.load_ms,
             first_run_ms=self._first_run_ms or 0.0,
         )
+
+    @contextlib.contextmanager
+    def block_timer(
+        self, inputs: Arrays, *, use_graph: bool = False, transfers: bool = True, spin: bool = False
+    ) -> Iterator[SlotTimer]:
+        """See `BlockTimed.block_timer`; it holds one of the engine's contexts until it is left."""
+        feed, _ = self._feed(inputs)
+        with self._slot() as slot:
+            self._run(slot, feed)
+            settings = TimingSettings(use_graph=use_graph, transfers=transfers, spin=spin)
+            timer = SlotTimer(self.device, slot, settings)
+            try:
+                yield timer
+            finally:
+                timer.close()
 
     def profile(self, inputs: Arrays, runs: int = 10) -> dict[str, float]:
         """Mean time of each layer, measured one by one: their sum is above the time of the whole.

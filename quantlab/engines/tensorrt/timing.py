@@ -26,6 +26,8 @@ from quantlab.errors import MeasurementError
 
 Floats = NDArray[np.float64]
 
+_FAILED = "device times could not be taken"
+
 
 @dataclass(frozen=True, slots=True)
 class TimingSettings:
@@ -106,6 +108,65 @@ class Trace:
     enqueue_start_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """Times of queries one after the other, by trtexec's definitions; nanoseconds, float64 of shape (queries,).
+
+    Attributes:
+        device_ns: Execution on the GPU.
+        enqueue_ns: Host time of the call that enqueues the execution, from Python.
+        transfers_ns: Copies to the GPU, execution and copies back; None without transfers.
+    """
+
+    device_ns: Floats
+    enqueue_ns: Floats
+    transfers_ns: Floats | None
+
+
+class SlotTimer:
+    """Blocks of queries of one slot, whose streams, events and CUDA graph are kept from block to block."""
+
+    def __init__(self, device: Device, slot: Slot, settings: TimingSettings) -> None:
+        """Capture the graph, if one is wanted, of a settled slot that has run once and is nobody else's till `close`.
+
+        Raises:
+            MeasurementError: If TensorRT or the driver fails, or a graph is wanted and cannot be captured.
+        """
+        self._device = device
+        with cuda_errors(device.driver, _FAILED):
+            self._queries = _Queries(device, slot, settings)
+            try:
+                self._queries.start(slot)
+            except BaseException:
+                self._queries.close()
+                raise
+
+    def time(self, queries: int) -> BlockTimes:
+        """Time a block of queries, one ahead, and wait for its end.
+
+        One more is made before, which is not counted: it finds the GPU idle, where those behind it are enqueued while
+        another runs.
+
+        Raises:
+            MeasurementError: If TensorRT or the driver fails.
+        """
+        if queries < 1:
+            raise ValueError(f"{queries} queries")
+        with self._device.active(), cuda_errors(self._device.driver, _FAILED):
+            traces = self._queries.block(queries + 1)[1:]
+        h2d, compute, d2h, enqueue = (
+            1e6
+            * np.array(
+                [(trace.h2d_ms, trace.compute_ms, trace.d2h_ms, trace.enqueue_ms) for trace in traces], np.float64
+            ).T
+        )
+        return BlockTimes(compute, enqueue, h2d + compute + d2h if self._queries.transfers else None)
+
+    def close(self) -> None:
+        """Wait for the streams and let go of everything; the GPU's context is active."""
+        self._queries.close()
+
+
 def time_slot(device: Device, slot: Slot, settings: TimingSettings) -> list[Trace]:
     """Measure a settled slot that has run once; the GPU's context is active and the slot is nobody else's.
 
@@ -115,7 +176,7 @@ def time_slot(device: Device, slot: Slot, settings: TimingSettings) -> list[Trac
     Raises:
         MeasurementError: If TensorRT or the driver fails, or a graph is wanted and cannot be captured.
     """
-    with cuda_errors(device.driver, "device times could not be taken"):
+    with cuda_errors(device.driver, _FAILED):
         queries = _Queries(device, slot, settings)
         collecting = gc.isenabled()
         gc.disable()
@@ -174,20 +235,14 @@ def _loop(queries: _Queries, settings: TimingSettings) -> list[Trace]:
     least_ms = settings.warmup_ms + settings.seconds * 1000.0
     reached_ms, extra, round_ = 0.0, 0, 0
     while round_ < settings.iterations + extra or reached_ms < least_ms:
-        queries.query()
-        trace = queries.finish()
+        trace = queries.next()
         if trace is not None:
             traces.append(trace)
             reached_ms = max(reached_ms, trace.compute_start_ms)
         if reached_ms < settings.warmup_ms and reached_ms > 0.0:
             extra += 1
         round_ += 1
-    for _ in range(2):
-        trace = queries.finish()
-        if trace is not None:
-            traces.append(trace)
-        queries.skip()
-    return traces
+    return traces + queries.drain()
 
 
 class _Queries:
@@ -195,7 +250,7 @@ class _Queries:
 
     def __init__(self, device: Device, slot: Slot, settings: TimingSettings) -> None:
         self._driver = device.driver
-        self._transfers = settings.transfers
+        self.transfers = settings.transfers
         self._uploads: list[Copy] = slot.uploads() if settings.transfers else []
         self._downloads: list[Copy] = slot.downloads(slot.output_shapes()) if settings.transfers else []
         self._input, self._compute, self._output = (device.stream() for _ in range(3))
@@ -224,10 +279,30 @@ class _Queries:
         for stream in (self._input, self._output):
             stream.wait_for_event(self._zero)
 
-    def query(self) -> None:
+    def next(self) -> Trace | None:
+        """Enqueue a query and wait for the one before it, if that is under way."""
+        self._query()
+        return self._finish()
+
+    def block(self, queries: int) -> list[Trace]:
+        """So many queries, from an idle GPU to an idle GPU."""
+        traces = [trace for _ in range(queries) if (trace := self.next()) is not None]
+        return traces + self.drain()
+
+    def drain(self) -> list[Trace]:
+        """Wait for what is under way."""
+        traces = []
+        for _ in range(2):
+            trace = self._finish()
+            if trace is not None:
+                traces.append(trace)
+            self._skip()
+        return traces
+
+    def _query(self) -> None:
         """Enqueue a query with the next set of events."""
         h2d_start, h2d_end, start, end, d2h_start, d2h_end = self._events[self._next]
-        if self._transfers:
+        if self.transfers:
             h2d_start.record(self._input)
             for copy in self._uploads:
                 self._driver.memcpy_htod_async(copy.address, copy.host, self._input)
@@ -239,35 +314,35 @@ class _Queries:
         self._enqueue_ms[self._next] = (time.perf_counter_ns() - before) / 1e6
         self._enqueue_start_ms[self._next] = (before - self._zero_ns) / 1e6
         end.record(self._compute)
-        if self._transfers:
+        if self.transfers:
             self._output.wait_for_event(end)
             d2h_start.record(self._output)
             for copy in self._downloads:
                 self._driver.memcpy_dtoh_async(copy.host, copy.address, self._output)
             d2h_end.record(self._output)
         self._active[self._next] = True
-        self.skip()
+        self._skip()
 
-    def finish(self) -> Trace | None:
+    def _finish(self) -> Trace | None:
         """Wait for the query that has the next set of events; None if there is none under way."""
         if not self._active[self._next]:
             return None
         self._active[self._next] = False
         h2d_start, h2d_end, start, end, d2h_start, d2h_end = self._events[self._next]
-        last = d2h_end if self._transfers else end
+        last = d2h_end if self.transfers else end
         last.synchronize()
         return Trace(
-            start_ms=self._since_zero(h2d_start if self._transfers else start),
+            start_ms=self._since_zero(h2d_start if self.transfers else start),
             compute_start_ms=self._since_zero(start),
             end_ms=self._since_zero(last),
-            h2d_ms=float(h2d_end.time_since(h2d_start)) if self._transfers else 0.0,
+            h2d_ms=float(h2d_end.time_since(h2d_start)) if self.transfers else 0.0,
             compute_ms=float(end.time_since(start)),
-            d2h_ms=float(d2h_end.time_since(d2h_start)) if self._transfers else 0.0,
+            d2h_ms=float(d2h_end.time_since(d2h_start)) if self.transfers else 0.0,
             enqueue_ms=self._enqueue_ms[self._next],
             enqueue_start_ms=self._enqueue_start_ms[self._next],
         )
 
-    def skip(self) -> None:
+    def _skip(self) -> None:
         """Go on to the other set of events."""
         self._next = 1 - self._next
 
