@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from quantlab.harness.compare import CompareSettings
     from quantlab.harness.comparison import Comparison
     from quantlab.harness.latency import LatencySettings
+    from quantlab.harness.samples import read_samples
+    from quantlab.harness.tasks.registry import TaskRequest
     from quantlab.precision import Execution, Precision
     from quantlab.progress import Narrator, Silent
     from quantlab.workflow.build import build_variants
@@ -46,6 +48,7 @@ _HOMES = {
     "Silent": "quantlab.progress",
     "TARGETS": "quantlab.graph.targets",
     "TargetProfile": "quantlab.graph.targets",
+    "TaskRequest": "quantlab.harness.tasks.registry",
     "Variant": "quantlab.engines.variant",
     "Verdict": "quantlab.gate",
     "build_variants": "quantlab.workflow.build",
@@ -56,6 +59,7 @@ _HOMES = {
     "make_demo": "quantlab.workflow.demo",
     "open_data": "quantlab.workflow.sources",
     "open_model": "quantlab.workflow.sources",
+    "read_samples": "quantlab.harness.samples",
     "run_recipe": "quantlab.workflow.run",
     "write_calibration": "quantlab.workflow.calibrate",
     "write_comparison": "quantlab.workflow.compare",
@@ -79,6 +83,7 @@ __all__ = [
     "QuantlabError",
     "Silent",
     "TargetProfile",
+    "TaskRequest",
     "Variant",
     "Verdict",
     "build_variants",
@@ -89,6 +94,7 @@ __all__ = [
     "make_demo",
     "open_data",
     "open_model",
+    "read_samples",
     "run_recipe",
     "write_calibration",
     "write_comparison",

@@ -82,8 +82,8 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         ]
         words = 1 + sum(column.left for column in visible)
         lines += [f"## {title}", "", *table(headings, rows, words), ""]
-        if columns is LATENCY_COLUMNS and (notes := latency_notes(comparison)):
-            lines += [*(f"- {escape(sentence)}" for sentence in notes), ""]
+        if columns is LATENCY_COLUMNS and (told := latency_notes(comparison)):
+            lines += [*(f"- {escape(sentence)}" for sentence in told), ""]
     for scored in score_tables(comparison, MANY):
         cells = [[escape(cell) for cell in row] for row in scored.rows]
         headings = [escape(heading) for heading in scored.headings]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantlab.harness.gap import Gap
+from quantlab.harness.truth_figures import Estimate
 from quantlab.harness.truth_record import Judgement, OutputTruth, Role, Truth, TruthRow
-from quantlab.reports.cells import MISSING, digest, fixed, plain, significant
+from quantlab.harness.truth_verdict import LOSS_DB
+from quantlab.reports.cells import MISSING, digest, fixed, interval, plain, significant
 from quantlab.reports.format import Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
@@ -17,50 +19,70 @@ if TYPE_CHECKING:
 _COLOURS = {
     Judgement.AS_WRITTEN: "green",
     Judgement.DIFFERS: "yellow",
+    Judgement.CANNOT_TELL: "yellow",
     Judgement.OWN_ERROR: "red",
     Judgement.NON_FINITE: "red",
     Judgement.FAILED: "red",
     Judgement.UNAVAILABLE: "dim",
 }
-_EXPLANATION = (
-    "to graph: SQNR in dB against the truth of the quantized graph, the execution's own error; to float64, to FP32: "
-    "against the original, quantization and execution together; flips: samples with another highest score; batch: in "
-    "batches against one by one; repeat: the same call again."
+_DISTANCES = (
+    "Distances are SQNR in dB over all samples; more is nearer. To graph: from the quantized graph itself, so the "
+    "runtime's own error."
 )
+_ORIGINAL = (
+    "To float64, to FP32: from the original, so quantization and runtime together. Own loss: dB that the runtime is "
+    f"further from the original than the graph is; {LOSS_DB:g} dB and more, beyond what float32 as written loses, is the "
+    "runtime's own error."
+)
+_REST = (
+    "Flips: samples whose highest score is another one. Batch: in batches against one by one. Repeat: the same call "
+    "again."
+)
+_JUDGEMENT_WIDTH = max(len(judgement) for judgement in Judgement)
 
 
 def headings(truth: Truth) -> tuple[str, ...]:
     """Headings of `cells`."""
-    original = () if truth.model is None else ("to float64", "to FP32")
-    flips = () if truth.model is None else ("flips, original",)
     output = ("output",) if _has_outputs(truth) else ()
-    return ("execution", *output, "to graph", *original, "flips, graph", *flips, "max abs err", "batch", "repeat")
+    if truth.model is None:
+        return ("execution", *output, "to graph", "flips, graph", "max abs err", "batch", "repeat")
+    loss = ("own loss", f"{truth.intervals.confidence:.0%} interval") if _has_intervals(truth) else ("own loss",)
+    return (
+        "execution", *output, "to graph", *loss, "to float64", "to FP32",
+        "flips, graph", "flips, original", "max abs err", "batch", "repeat",
+    )  # fmt: skip
 
 
 def cells(truth: Truth) -> list[tuple[str, ...]]:
-    """A line for each row that was run, and each of its outputs, under `headings`."""
-    lines = []
-    for row in truth.rows:
-        for output in row.outputs:
-            exact = output.exact or output.fp32
-            original = () if truth.model is None else (_decibels(output.exact), _decibels(output.fp32))
-            flips = () if truth.model is None else (_flips(exact),)
-            named = (plain(output.output),) if _has_outputs(truth) else ()
-            worst = output.graph or exact
-            lines.append(
-                (
-                    plain(row.name),
-                    *named,
-                    _decibels(output.graph),
-                    *original,
-                    _flips(output.graph),
-                    *flips,
-                    significant(worst.max_abs_error if worst is not None else None),
-                    _sameness(output.batch),
-                    _sameness(output.repeat),
-                )
-            )
-    return lines
+    """A line for each row that was run, and each of its outputs, under `headings`; runtimes first."""
+    rows = sorted(truth.rows, key=lambda row: row.role is not Role.RUNTIME)
+    return [_line(truth, row, output) for row in rows for output in row.outputs]
+
+
+def _line(truth: Truth, row: TruthRow, output: OutputTruth) -> tuple[str, ...]:
+    exact = output.exact or output.fp32
+    worst = output.graph or exact
+    named = (plain(row.name), *((plain(output.output),) if _has_outputs(truth) else ()))
+    rest = (
+        significant(worst.max_abs_error if worst is not None else None),
+        _sameness(output.batch),
+        _sameness(output.repeat),
+    )
+    if truth.model is None:
+        return (*named, _decibels(output.graph), _flips(output.graph), *rest)
+    loss = output.figures.loss if output.figures is not None else None
+    spread = (interval(loss.interval if loss is not None else None, 1),) if _has_intervals(truth) else ()
+    return (
+        *named,
+        _decibels(output.graph),
+        fixed(loss.value if loss is not None else None, 1),
+        *spread,
+        _decibels(output.exact),
+        _decibels(output.fp32),
+        _flips(output.graph),
+        _flips(exact),
+        *rest,
+    )
 
 
 def truth_head(truth: Truth) -> str:
@@ -79,16 +101,25 @@ def verdicts(truth: Truth) -> list[tuple[TruthRow, str]]:
 
 
 def notes(truth: Truth) -> list[str]:
-    """What the columns mean, and what limits the table."""
-    return [_EXPLANATION, *(f"{note[:1].upper()}{note[1:]}." for note in truth.notes)]
+    """What the columns mean, how intervals were made, and what limits the table."""
+    how = truth.intervals
+    made = [
+        f"In brackets: {how.confidence:.0%} intervals ({how.method}, n = {truth.n_samples:,}, {how.resamples:,} "
+        f"resamples, seed {how.seed}), each for itself."
+    ]
+    return [
+        " ".join((_DISTANCES, *(() if truth.model is None else (_ORIGINAL,)), _REST)),
+        *(made if _has_intervals(truth) else ()),
+        *(f"{note[:1].upper()}{note[1:]}." for note in truth.notes),
+    ]
 
 
 def truth_frame(truth: Truth) -> pd.DataFrame:
     """Every execution x output; one line without figures for each that was not run.
 
     Columns: execution, role, judgement, output, then for each reference of graph, float64, fp32, batch and repeat:
-    ``<reference>_sqnr_db``, ``_max_abs_error``, ``_differing``, ``_flips``, ``_non_finite``; values, loss_db,
-    precision_proved, verdict.
+    ``<reference>_sqnr_db``, ``_max_abs_error``, ``_differing``, ``_flips``, ``_non_finite``; values; then for each figure
+    that the verdict rests on, nearness, own, loss and excess: itself, ``_low`` and ``_high``; precision_proved, verdict.
     """
     import pandas as pd
 
@@ -105,7 +136,8 @@ def render_terminal(truth: Truth, style: Style) -> str:
     width = max(style.width, MIN_WIDTH)
     lines = [paint("One graph in several runtimes", style, "bold"), *wrap(truth_head(truth), width), ""]
     for row, text in verdicts(truth):
-        shown = wrap(text + ".", width, "  ", "    ")
+        label = f"{row.judgement.value:<{_JUDGEMENT_WIDTH}}"
+        shown = wrap(text + ".", width, f"  {label}  ", " " * (len(label) + 4))
         lines += [paint(line, style, _COLOURS.get(row.judgement, "dim")) for line in shown]
     names, table = headings(truth), cells(truth)
     if table:
@@ -128,6 +160,11 @@ def render_json(truth: Truth, style: Style) -> str:
 
 def _has_outputs(truth: Truth) -> bool:
     return any(len(row.outputs) > 1 for row in truth.rows)
+
+
+def _has_intervals(truth: Truth) -> bool:
+    found = (output.figures for row in truth.rows for output in row.outputs)
+    return any(figures.nearness.interval is not None for figures in found if figures is not None)
 
 
 def _sentence(row: TruthRow) -> str:
@@ -172,7 +209,12 @@ def _record(row: TruthRow, output: OutputTruth | None) -> dict[str, object]:
         found[f"{name}_flips"] = gap.flips if gap is not None else None
         found[f"{name}_non_finite"] = gap.non_finite if gap is not None else None
     found["values"] = next((gap.values for gap in gaps.values() if gap is not None), None)
-    found["loss_db"] = row.loss_db
+    for name in ("nearness", "own", "loss", "excess"):
+        figure: Estimate | None = getattr(output.figures, name) if output is not None and output.figures else None
+        bounds = figure.interval if figure is not None else None
+        found[name] = figure.value if figure is not None else None
+        found[f"{name}_low"] = bounds.low if bounds is not None else None
+        found[f"{name}_high"] = bounds.high if bounds is not None else None
     found["precision_proved"] = row.proved.value if row.proved is not None else None
     found["verdict"] = row.verdict
     return found

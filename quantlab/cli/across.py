@@ -74,12 +74,13 @@ def run_across(
     from quantlab.files import check_folder
     from quantlab.harness.truth import TruthSettings
     from quantlab.reports import render
+    from quantlab.statistics.bootstrap import Resampling
     from quantlab.workflow.sources import DataRequest, thread_count
     from quantlab.workflow.truth import across_backends, across_engines, parse_backends, write_truth
 
     workers = thread_count(threads)
     request = DataRequest(data, labels, limit, seed, workers, preprocess)
-    settings = TruthSettings(batch_size, workers)
+    settings = TruthSettings(batch_size, workers, Resampling(seed=seed))
     check_folder(out)
     if backends == OWN:
         truth = across_engines(engines or (Path("engines"),), original, request, settings, console)

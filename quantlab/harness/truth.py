@@ -9,10 +9,9 @@ distance of that from the original's float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantlab.datasets import Batch, Dataset, batches
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
@@ -23,15 +22,16 @@ from quantlab.errors import DataError, MeasurementError, ModelError
 from quantlab.graph.double import open_double
 from quantlab.graph.model import Model, Optimization, model_inputs
 from quantlab.harness.environment import environment
-from quantlab.harness.gap import Gap, GapMeter
-from quantlab.harness.truth_record import Judgement, OutputTruth, Role, Truth, TruthRow
-from quantlab.harness.truth_verdict import NEAR_DB, Yardstick, decibels, is_rounding, judge
+from quantlab.harness.truth_figures import CONFIDENCE, METHOD, NEAR_DB, Distances, truth_figures
+from quantlab.harness.truth_meters import Outputs, RowMeters
+from quantlab.harness.truth_record import Intervals, Judgement, OutputTruth, Role, Truth, TruthRow
+from quantlab.harness.truth_verdict import Yardstick, decibels, is_rounding, judge
 from quantlab.progress import Narrator
+from quantlab.statistics.bootstrap import Resampling
 
 GRAPH_DOUBLE, GRAPH_FLOAT = "float64 of the graph", "float32 of the graph, as written"
 EXACT, FP32, FP32_OPTIMIZED = "float64 of the original", "FP32 of the original", "FP32 of the original, optimized"
 
-Outputs = Mapping[str, NDArray[np.generic]]
 _Run = Callable[[Arrays], Arrays]
 
 
@@ -59,10 +59,12 @@ class TruthSettings:
     Attributes:
         batch_size: Samples of the batches that are compared with single samples.
         threads: Threads of ONNX Runtime's reference sessions; recorded.
+        resampling: Of the samples, for intervals.
     """
 
     batch_size: int = 8
     threads: int = 2
+    resampling: Resampling = field(default_factory=Resampling)
 
 
 class _Reference:
@@ -93,38 +95,6 @@ class _Reference:
         assert self._run is not None
         feed, n = fill_batch(sample, self._fixed)
         return cut_batch(dict(self._run(feed)), n, self._fixed)
-
-
-class _Row:
-    """The meters of one execution, by output."""
-
-    def __init__(self, outputs: Sequence[str]) -> None:
-        self.meters: dict[str, dict[str, GapMeter]] = {name: {} for name in outputs}
-        self.failed = ""
-        self.batch_failed = ""
-
-    def add(self, kind: str, expected: Outputs, got: Outputs) -> None:
-        """Add one sample or batch.
-
-        Raises:
-            MeasurementError: If an output is missing or has another shape.
-        """
-        for name, meters in self.meters.items():
-            if name not in got:
-                raise MeasurementError(f"the output {name!r} is missing", got=", ".join(got) or "none")
-            if got[name].shape != expected[name].shape:
-                raise MeasurementError(
-                    f"output {name!r} has another shape", got=got[name].shape, expected=expected[name].shape
-                )
-            meters.setdefault(kind, GapMeter()).add(expected[name], got[name])
-
-    def gap(self, output: str, kind: str) -> Gap | None:
-        meter = self.meters[output].get(kind)
-        return meter.result() if meter is not None else None
-
-    def outputs(self) -> tuple[OutputTruth, ...]:
-        kinds = ("graph", "exact", "fp32", "batch", "repeat")
-        return tuple(OutputTruth(name, *(self.gap(name, kind) for kind in kinds)) for name in self.meters)
 
 
 def fixed_batch(model: Model) -> int | None:
@@ -180,7 +150,7 @@ class _Measurement:
                 FP32: _Reference(FP32, model, lambda: open_plain(model, threads, Optimization.NONE)),
                 FP32_OPTIMIZED: _Reference(FP32_OPTIMIZED, model, lambda: open_plain(model, threads)),
             }
-        self.rows = {name: _Row(self.names) for name in (*self.references, *(r.name for r in runtimes))}
+        self.rows = {name: RowMeters(self.names) for name in (*self.references, *(r.name for r in runtimes))}
         self.n_samples = 0
 
     def measure(self, dataset: Dataset, narrator: Narrator) -> Truth:
@@ -248,7 +218,7 @@ class _Measurement:
     def _add_runtime(
         self,
         engine: Engine,
-        row: _Row,
+        row: RowMeters,
         batch: Batch,
         samples: Sequence[Arrays],
         truths: Sequence[Mapping[str, Outputs]],
@@ -271,7 +241,7 @@ class _Measurement:
     def _result(self, dataset: Dataset) -> Truth:
         yardsticks = {name: self._yardstick(name) for name in self.names}
         rows = [self._reference_row(reference) for reference in self.references.values()]
-        degradations = [*dataset.degradations]
+        degradations, how = [*dataset.degradations], self.settings.resampling
         for runtime in self.runtimes:
             row = self._runtime_row(runtime, yardsticks)
             rows.append(row)
@@ -290,6 +260,7 @@ class _Measurement:
             truth=self.truth.partition(" ")[0],
             rows=tuple(rows),
             n_samples=self.n_samples,
+            intervals=Intervals(CONFIDENCE, METHOD, how.resamples, how.seed),
             batch_size=self._batch_size,
             data=dataset.describe(),
             data_sha256=dataset.manifest.sha256,
@@ -300,9 +271,19 @@ class _Measurement:
 
     def _yardstick(self, output: str) -> Yardstick:
         """What the graph itself gives for an output."""
-        floats, truth = self.rows[GRAPH_FLOAT], self.rows[self.truth]
-        rounding = floats.gap(output, "graph")
-        return Yardstick(rounding, truth.gap(output, "exact"), floats.gap(output, "exact"))
+        return Yardstick(self.rows[GRAPH_FLOAT].gap(output, "graph"), self.rows[self.truth].gap(output, "exact"))
+
+    def _with_figures(self, row: RowMeters, output: OutputTruth) -> OutputTruth:
+        floats, name = self.rows[GRAPH_FLOAT], output.output
+        distances = Distances(
+            own=row.terms(name, "graph"),
+            rounding=floats.terms(name, "graph"),
+            total=row.terms(name, "exact"),
+            quantization=self.rows[self.truth].terms(name, "exact"),
+            rounded=floats.terms(name, "exact"),
+        )
+        is_float = output.graph is not None and output.graph.sqnr_db is not None
+        return replace(output, figures=truth_figures(distances, is_float, self.settings.resampling))
 
     def _reference_row(self, reference: _Reference) -> TruthRow:
         role = Role.GRAPH if reference.name in (GRAPH_DOUBLE, GRAPH_FLOAT) else Role.ORIGINAL
@@ -320,16 +301,15 @@ class _Measurement:
         if row.failed:
             verdict = f"{runtime.name} stopped while running the graph: {row.failed}"
             return TruthRow(runtime.name, Role.RUNTIME, Judgement.FAILED, verdict, (), sidecar.proved, sidecar.proof)
-        outputs = row.outputs()
-        found = judge(runtime.name, self.truth.partition(" ")[0], outputs, yardsticks)
+        outputs = tuple(self._with_figures(row, output) for output in row.outputs())
+        found = judge(runtime.name, self.truth.partition(" ")[0], self.n_samples, outputs, yardsticks)
         notes = tuple(self._runtime_notes(row, outputs, yardsticks))
         return TruthRow(
-            runtime.name, Role.RUNTIME, found.judgement, found.verdict, outputs,
-            sidecar.proved, sidecar.proof, found.loss_db, notes,
-        )  # fmt: skip
+            runtime.name, Role.RUNTIME, found.judgement, found.verdict, outputs, sidecar.proved, sidecar.proof, notes
+        )
 
     def _runtime_notes(
-        self, row: _Row, outputs: Sequence[OutputTruth], yardsticks: Mapping[str, Yardstick]
+        self, row: RowMeters, outputs: Sequence[OutputTruth], yardsticks: Mapping[str, Yardstick]
     ) -> Sequence[str]:
         notes = []
         if row.batch_failed:
@@ -358,7 +338,7 @@ class _Measurement:
         return notes
 
 
-def _add_batch(engine: Engine, row: _Row, batch: Batch, singles: Sequence[Outputs], size: int) -> None:
+def _add_batch(engine: Engine, row: RowMeters, batch: Batch, singles: Sequence[Outputs], size: int) -> None:
     """Run the samples in batches, each twice, and compare with one by one and with itself."""
     for start in range(0, len(singles), size):
         inputs = {name: value[start : start + size] for name, value in batch.inputs.items()}

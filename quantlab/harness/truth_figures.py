@@ -53,6 +53,12 @@ class Estimate:
             return True
         return False if self.interval.high < limit else None
 
+    def negative(self) -> Estimate:
+        """The figure with the other sign."""
+        found = self.interval
+        turned = None if found is None else Interval(-found.high, -found.low, found.confidence)
+        return Estimate(-self.value, turned, self.missing)
+
     def samples_needed(self, n: int, limit: float) -> int | None:
         """Samples at which the interval, narrowing with the square root, would no longer hold the limit.
 
@@ -96,14 +102,14 @@ class Distances:
     """Terms (n, 5) of `quantlab.harness.gap.TERMS`, a line a sample, all of the same samples in the same order.
 
     Attributes:
-        own: The runtime against the truth of the graph.
+        own: The runtime against the truth of the graph; never None.
         rounding: Float32 as written against the truth of the graph; None if that is the truth.
         total: The runtime against the original; None without one, as the two below.
         quantization: The graph's truth against the original.
         rounded: Float32 as written against the original.
     """
 
-    own: Floats
+    own: Floats | None
     rounding: Floats | None
     total: Floats | None
     quantization: Floats | None
@@ -165,7 +171,7 @@ def sqnr(sums: Floats) -> Floats:
     return result
 
 
-def rounding_limit(rounding: Floats | None) -> Floats:
+def rounding_limit(rounding: Floats | np.float64 | None) -> Floats:
     """SQNR from which on a difference is rounding, in dB; ``rounding`` is that of float32 as written."""
     result: Floats = np.minimum(NEAR_DB, np.inf if rounding is None else rounding - ROUNDING_DB)
     return result

@@ -11,6 +11,7 @@ from quantlab.degradation import Degradation
 from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError
 from quantlab.harness.gap import Gap
+from quantlab.harness.truth_figures import Estimate, TruthFigures
 from quantlab.precision import Precision
 from quantlab.records import from_plain, to_plain
 
@@ -37,6 +38,8 @@ class Judgement(StrEnum):
     """It differs from the graph by more than rounding explains, and nothing shows that this costs accuracy."""
     OWN_ERROR = "own-error"
     """It is further from the original than the graph is: an error of its own."""
+    CANNOT_TELL = "cannot-tell"
+    """An interval holds the limit: the samples do not tell which of the others it is."""
     NON_FINITE = "non-finite"
     """It gave NaN or infinite values where the graph has none."""
     FAILED = "failed"
@@ -58,6 +61,7 @@ class OutputTruth:
         fp32: Against FP32 of the original, by ONNX Runtime without optimization.
         batch: A batch against the same samples one by one; None if the model takes one sample, or one batch failed.
         repeat: The same call a second time.
+        figures: What the verdict rests on; None for references.
     """
 
     output: str
@@ -66,6 +70,7 @@ class OutputTruth:
     fp32: Gap | None
     batch: Gap | None = None
     repeat: Gap | None = None
+    figures: TruthFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,6 @@ class TruthRow:
         outputs: By output, in the model's order; empty if it was not run.
         proved: Precision found by inspection of what it runs; None if nothing was proved.
         proof: How, in words.
-        loss_db: By how much it is further from the original than the graph says, of the output where that is most;
-            None without the original.
         notes: What else was seen, such as batches that give other results.
     """
 
@@ -92,8 +95,30 @@ class TruthRow:
     outputs: tuple[OutputTruth, ...] = ()
     proved: Precision | None = None
     proof: str = ""
-    loss_db: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> Estimate | None:
+        """By how much it is further from the original than the graph says, in dB, of the output where that is most."""
+        found = [one.figures.loss for one in self.outputs if one.figures is not None and one.figures.loss is not None]
+        return max(found, key=lambda loss: loss.value, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """How intervals were made.
+
+    Attributes:
+        confidence: Coverage of each, two-sided.
+        method: In words.
+        resamples: Of the samples.
+        seed: Of the resamples.
+    """
+
+    confidence: float
+    method: str
+    resamples: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +132,8 @@ class Truth:
         model_sha256: Hash of the original; None if it was not given.
         truth: What a runtime's own error is told from: ``float64`` or, where that cannot be had, ``float32``.
         rows: References first, then the runtimes as they were named.
-        n_samples: Samples that every row saw, one by one.
+        n_samples: Samples that every row saw, one by one; of these the intervals are.
+        intervals: How they were made.
         batch_size: Samples of the batches that were compared with them.
         data: Provenance of the data.
         data_sha256: Digest of the manifest.
@@ -123,6 +149,7 @@ class Truth:
     truth: str
     rows: tuple[TruthRow, ...]
     n_samples: int
+    intervals: Intervals
     batch_size: int
     data: Mapping[str, object]
     data_sha256: str
