@@ -1,10 +1,11 @@
 r"""Whether the latency harness can be believed on a noisy machine, beside a naive timing loop.
 
-    python benchmarks/harness.py                                    # all of it, about half an hour
+    python benchmarks/harness.py                                    # all of it, 15 to 20 minutes
     python benchmarks/harness.py --comparisons 60 --slowdowns 4     # a look
     python benchmarks/harness.py -o harness.json
 
-A second process multiplies matrices all the while. Three things are measured, the naive loop right beside each:
+A second process multiplies matrices all the while; nothing else should run. Interrupted, it ends at once and writes
+nothing: the file of ``-o`` is whole or absent. Three things are measured, the naive loop right beside each:
 
 - A/A: an engine against itself. The share of 95 % intervals that exclude 1.0 should be 5 %.
 - 2 % more work: 51 products of small matrices against 50 in one call. Found if the interval lies above 1.0 with a
@@ -21,6 +22,7 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from quantlab.datasets import sample_model
+from quantlab.files import write_text
 from quantlab.graph.model import load_model, open_session
 from quantlab.harness.latency import LatencySettings, time_engines
 from quantlab.statistics.interval import Interval
@@ -80,9 +83,10 @@ class Found:
         return half_width(Interval(self.low, self.high, 0.95))
 
 
-def _multiply() -> None:
+def _multiply(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process, and says so once
     matrix = np.random.default_rng(0).random((300, 300))
-    while True:
+    while os.getppid() == parent:  # it may have been killed
         matrix = matrix @ matrix
         matrix /= matrix.max()
 
@@ -92,7 +96,7 @@ def busy(processes: int) -> Iterator[None]:
     """Other processes that keep a core busy each."""
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # inherited: one core each
     context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=_multiply, daemon=True) for _ in range(processes)]
+    children = [context.Process(target=_multiply, args=(os.getpid(),), daemon=True) for _ in range(processes)]
     for child in children:
         child.start()
     time.sleep(2.0)
@@ -172,14 +176,17 @@ def _durations(call: Call) -> NDArray[np.float64]:
 
 def same(call: Call, comparisons: int, seconds: float, seed: int) -> list[Found]:
     """A/A."""
-    found = []
+    found: list[Found] = []
+    start = time.perf_counter()
     for index in range(comparisons):
         one = LatencySettings(seconds=seconds, half_width=0.0, seed=seed + index)
         found += ours(call, call, 1.0, one)
         found += naive(call, call, 1.0, seed + index)
-        if (index + 1) % 20 == 0:
+        if (index + 1) % 10 == 0:
             misses = sum(item.excludes_one for item in found if item.method == "quantlab")
-            print(f"  {index + 1} A/A, {misses} exclude 1", flush=True)
+            spent = time.perf_counter() - start
+            left = spent / (index + 1) * (comparisons - index - 1)
+            print(f"  {index + 1} of {comparisons} A/A, {misses} exclude 1, {left / 60:.1f} minutes left", flush=True)
     return found
 
 
@@ -193,7 +200,10 @@ def slower(repetitions: int, seed: int) -> list[Found]:
         found += ours(a, b, truth, settings)
         found += naive(a, b, truth, seed + index)
         one = found[-4]
-        print(f"  {one.ratio:.4f} ({one.low:.4f} to {one.high:.4f}) in {one.seconds:.1f} s: {one.words}", flush=True)
+        print(
+            f"  {index + 1}: {one.ratio:.4f} ({one.low:.4f} to {one.high:.4f}) in {one.seconds:.1f} s: {one.words}",
+            flush=True,
+        )
     return found
 
 
@@ -234,20 +244,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=200, help="A/A comparisons")
     parser.add_argument("--slowdowns", type=int, default=20, help="comparisons with 2 %% more work")
-    parser.add_argument("--seconds", type=float, default=3.0, help="budget of an A/A comparison")
+    parser.add_argument("--seconds", type=float, default=2.5, help="budget of an A/A comparison")
     parser.add_argument("--busy", type=int, default=1, help="busy processes beside")
     parser.add_argument("--threads", type=int, default=1, help="threads of the engine")
     parser.add_argument("--model", default="fashion-resnet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="JSON of every comparison")
     options = parser.parse_args()
+    if options.output and not options.output.parent.is_dir():
+        parser.error(f"there is no folder {options.output.parent} to write to")
     start = time.perf_counter()
     call = engine_call(options.model, options.threads)
     with busy(options.busy), threadpool_limits(1):
         alike = same(call, options.comparisons, options.seconds, options.seed)
         more = slower(options.slowdowns, options.seed)
     took = time.perf_counter() - start
-    lines = [*table("The same engine twice", alike), *table("2 % more work", more), *met(alike, more)]
+    claims = met(alike, more)
+    lines = [*table("The same engine twice", alike), *table("2 % more work", more), *claims]
     print("\n".join(["", *lines, f"{took / 60:.1f} minutes in all"]))
     if options.output:
         facts = {"system": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg(), "seconds": took}
@@ -257,9 +270,9 @@ def main() -> None:
             "machine": facts,
             "same": _rows(alike),
             "more": _rows(more),
-            "claims": lines[-2:],
+            "claims": claims,
         }
-        options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(options.output, json.dumps(document, indent=1) + "\n")
 
 
 def _rows(found: Sequence[Found]) -> list[dict[str, object]]:
@@ -267,4 +280,7 @@ def _rows(found: Sequence[Found]) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; nothing was written") from None

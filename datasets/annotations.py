@@ -18,8 +18,9 @@ _MOST_FOR_NEAR_MATCH = 10_000
 class Truths(Generic[T]):
     """Truths by the name of their image, and the samples that they were found for.
 
-    A sample has the truth whose name is its id or, where only one has it, its base name. With ``stems`` suffixes do not
-    count, as for a mask ``a.png`` of an image ``a.jpg``.
+    A sample has the truth whose name is its id. Else one path must be the end of the other, as of ``val/a.png`` and
+    ``a.png``, and only one truth's may. With ``stems`` suffixes do not count, as for a mask ``a.png`` of an image
+    ``a.jpg``.
 
     Args:
         entries: By file name with forward slashes, as the annotations have it; at least one.
@@ -64,7 +65,10 @@ class Truths(Generic[T]):
         """
         name = self._key(sample)
         base = name.rsplit("/", 1)[-1]
-        matches = [name] if name in self._entries else self._by_base.get(base, [])
+        matches = [name] if name in self._entries else [
+            other for other in self._by_base.get(base, [])
+            if f"/{other}".endswith(f"/{name}") or f"/{name}".endswith(f"/{other}")
+        ]  # fmt: skip
         if not matches:
             self._missing[sample] = None
             return None

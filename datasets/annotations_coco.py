@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,11 @@ FROM_ZERO, FROM_ONE, CATEGORY_IDS = "from-0", "from-1", "ids"
 """How a model numbers the categories: in the order of their ids from 0, or from 1 (0 is the background), or by id."""
 
 _OUTSIDE_PX = 1.0
-"""How far a box may reach beyond its image: annotation tools round to whole pixels."""
+
+_LARGEST_ID = 2**63 - 1
+
+_LONGEST_EDGE_PX = 65535
+"""Of an image, as of a JPEG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,12 @@ class CocoImage:
     name: str
     height: int
     width: int
+
+    def holds(self, xs: Sequence[float], ys: Sequence[float]) -> bool:
+        """Whether points lie within the image, or a pixel beyond: annotation tools round to whole pixels."""
+        inside = (-_OUTSIDE_PX <= low <= high <= edge + _OUTSIDE_PX
+                  for low, high, edge in ((min(xs), max(xs), self.width), (min(ys), max(ys), self.height)))  # fmt: skip
+        return all(inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +132,8 @@ def read_coco(path: Path) -> Coco:
         if identity in images:
             raise DataError(f"{name} has the id of another image", got=identity)
         file = _text(entry, "file_name", name)
-        images[identity] = CocoImage(file, _whole(entry, "height", name, 1), _whole(entry, "width", name, 1))
+        height, width = (_whole(entry, key, name, 1, _LONGEST_EDGE_PX) for key in ("height", "width"))
+        images[identity] = CocoImage(file, height, width)
     categories = {}
     for index, entry in enumerate(document["categories"]):
         name = f"{where}: category {index}"
@@ -146,9 +157,9 @@ def _annotation(
     entry: object, name: str, images: Mapping[int, CocoImage], categories: Mapping[int, str]
 ) -> CocoAnnotation:
     image, category = _whole(entry, "image_id", name), _whole(entry, "category_id", name)
-    for what, identity, known in (("image", image, images), ("category", category, categories)):
+    for what, identity, known in (("an image", image, images), ("a category", category, categories)):
         if identity not in known:
-            raise DataError(f"{name} refers to a {what} that the file does not have", got=f"id {identity}")
+            raise DataError(f"{name} refers to {what} that the file does not have", got=f"id {identity}")
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     return CocoAnnotation(name, image, category, fields)
 
@@ -160,15 +171,13 @@ def _field(entry: object, key: str, name: str) -> object:
     return entry[key]
 
 
-def _whole(entry: object, key: str, name: str, least: int | None = None) -> int:
+def _whole(entry: object, key: str, name: str, least: int = -_LARGEST_ID, most: int = _LARGEST_ID) -> int:
     value = _field(entry, key, name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
-        raise DataError(
-            f"{name} has a wrong {key!r}", got=repr(value)[:80],
-            expected="a whole number" + ("" if least is None else f" from {least}"),
-        )  # fmt: skip
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        bounds = "" if most == _LARGEST_ID else f" from {least} to {most}"
+        raise DataError(f"{name} has a wrong {key!r}", got=repr(value)[:80], expected=f"a whole number{bounds}")
     return value
 
 
@@ -190,13 +199,13 @@ def class_numbers(coco: Coco, numbering: str) -> dict[int, int]:
 
     Raises:
         ConfigError: If it is none of these.
-        DataError: If the text file is missing, or lacks a category that has annotations.
+        DataError: If the text file is missing, or lacks a category that has annotations or has it twice.
     """
     ids = list(coco.categories)
     if numbering == CATEGORY_IDS:
         return {identity: identity for identity in ids}
     if numbering in (FROM_ZERO, FROM_ONE):
-        return {identity: number for number, identity in enumerate(ids, start=int(numbering == FROM_ONE))}
+        return {identity: index for index, identity in enumerate(ids, start=int(numbering == FROM_ONE))}
     path = Path(numbering)
     if path.suffix not in (".txt", ".names"):
         raise ConfigError(
@@ -208,9 +217,13 @@ def class_numbers(coco: Coco, numbering: str) -> dict[int, int]:
         lines = read_file(path, DataError, "file of class names").decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as cause:
         raise DataError(f"file of class names {path} is not UTF-8 text", got=str(cause)) from cause
-    names = {line.strip(): number for number, line in enumerate(lines) if line.strip()}
-    used = {annotation.category for annotation in coco.annotations}
-    for identity in used:
+    listed = [line.strip() for line in lines]
+    names = {name: index for index, name in enumerate(listed) if name}
+    for identity in sorted({annotation.category for annotation in coco.annotations}):
+        if listed.count(coco.categories[identity]) > 1:
+            raise DataError(
+                f"file of class names {path} has a category of {coco.where} twice", got=repr(coco.categories[identity])
+            )
         if coco.categories[identity] not in names:
             near = near_match(coco.categories[identity], names)
             raise DataError(
@@ -229,13 +242,14 @@ def coco_boxes(coco: Coco, classes: Mapping[int, int]) -> Truths[ImageBoxes]:
         classes: Class numbers by category id (`class_numbers`).
 
     Raises:
-        DataError: If a box is missing, not four finite numbers, of negative size, or outside its image.
+        DataError: If a box is missing, not four finite numbers, of negative size, or outside its image; if all boxes
+            are so small that they can only be shares of the image.
     """
     entries = {}
     for identity, listed in coco.by_image().items():
         image = coco.images[identity]
         boxes = np.array([_box(one, image) for one in listed], np.float64).reshape(-1, 4)
-        crowd = [_whole(one.fields, "iscrowd", one.name, 0) if "iscrowd" in one.fields else 0 for one in listed]
+        crowd = [_whole(one.fields, "iscrowd", one.name, 0, 1) if "iscrowd" in one.fields else 0 for one in listed]
         stated = [_area(one) for one in listed]
         area = [w * h if size is None else size for size, (_, _, w, h) in zip(stated, boxes.tolist(), strict=True)]
         entry = ImageBoxes(
@@ -248,20 +262,25 @@ def coco_boxes(coco: Coco, classes: Mapping[int, int]) -> Truths[ImageBoxes]:
         if image.name in entries:
             raise DataError(f"{coco.where} has two images of one name", got=repr(image.name))
         entries[image.name] = entry
+    ends = [entry.boxes[:, :2] + entry.boxes[:, 2:] for entry in entries.values()]
+    if max((float(end.max(initial=0.0)) for end in ends), default=0.0) <= 1.0:
+        raise DataError(
+            f"{coco.where} has no box that reaches beyond the first pixel of its image",
+            got=f"such as {coco.annotations[0].fields['bbox']}", expected="boxes in pixels, not in shares of the image",
+        )  # fmt: skip
     return Truths(entries, coco.where)
 
 
 def _box(annotation: CocoAnnotation, image: CocoImage) -> list[float]:
     given = _field(annotation.fields, "bbox", annotation.name)
-    box = [_number(value) for value in given] if isinstance(given, list) else []
+    box = [number(value) for value in given] if isinstance(given, list) else []
     if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
         raise DataError(
             f"{annotation.name} has a wrong box", got=repr(given)[:120],
             expected="[x, y, width, height]: finite numbers, no negative size",
         )  # fmt: skip
     x, y, width, height = box
-    beyond = max(-x, -y, x + width - image.width, y + height - image.height)
-    if beyond > _OUTSIDE_PX:
+    if not image.holds((x, x + width), (y, y + height)):
         raise DataError(
             f"{annotation.name} has a box outside its image {image.name!r}",
             got=f"x {x:g} to {x + width:g}, y {y:g} to {y + height:g}",
@@ -271,14 +290,18 @@ def _box(annotation: CocoAnnotation, image: CocoImage) -> list[float]:
     return box
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+def number(value: object) -> float:
+    """A number of a JSON document; NaN for anything else, and for one that is too large."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _area(annotation: CocoAnnotation) -> float | None:
     if "area" not in annotation.fields:
         return None
-    area = _number(annotation.fields["area"])
+    area = number(annotation.fields["area"])
     if not (math.isfinite(area) and area >= 0):
         raise DataError(
             f"{annotation.name} has a wrong 'area'", got=repr(annotation.fields["area"])[:80],

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.datasets.annotations import Truths
-from quantlab.datasets.annotations_coco import Coco, CocoAnnotation, CocoImage
+from quantlab.datasets.annotations_coco import Coco, CocoAnnotation, CocoImage, number
 from quantlab.datasets.decode import quiet_pillow
+from quantlab.datasets.image_files import printable
 from quantlab.errors import BackendUnavailable, DataError
 
 IGNORE = 255
@@ -45,7 +46,8 @@ def folder_masks(folder: Path) -> Truths[LoadMask]:
     if not paths:
         got = "an empty folder, or one of other files" if folder.is_dir() else "no such folder"
         raise DataError(f"there are no masks in {where}", got=got, expected="files " + ", ".join(_SUFFIXES))
-    return Truths({path.relative_to(folder).as_posix(): _reader(path) for path in paths}, where, stems=True)
+    named = {printable(path.relative_to(folder).as_posix()): _reader(path) for path in paths}  # as ids of samples are
+    return Truths(named, where, stems=True)
 
 
 def _reader(path: Path) -> LoadMask:
@@ -93,13 +95,13 @@ def coco_masks(coco: Coco, classes: Mapping[int, int], background: int) -> Truth
 
     Raises:
         BackendUnavailable: If pycocotools is missing.
-        DataError: If an annotation has no segmentation, two images have one name, or a class number is 255 or more;
+        DataError: If an annotation has no segmentation, two images have one name, or a class number is not 0 to 254;
             later, if a segmentation is malformed.
     """
     _mask_api()
-    beyond = [number for number in classes.values() if number >= IGNORE]
+    beyond = [found for found in classes.values() if not 0 <= found < IGNORE]
     if beyond:
-        raise DataError(f"{coco.where} has class numbers that a mask cannot hold", got=beyond[0], expected="below 255")
+        raise DataError(f"{coco.where} has class numbers that a mask cannot hold", got=beyond[0], expected="0 to 254")
     entries: dict[str, LoadMask] = {}
     for identity, listed in coco.by_image().items():
         image = coco.images[identity]
@@ -125,9 +127,9 @@ def _paint(annotations: list[CocoAnnotation], image: CocoImage, classes: Mapping
     mask = np.full((image.height, image.width), background, np.int64)
     claimed = np.zeros((image.height, image.width), bool)
     for one in annotations:
-        number, here = classes[one.category], _region(one, image)
-        disputed = here & claimed & (mask != number)
-        mask[here] = number
+        own, here = classes[one.category], _region(one, image)
+        disputed = here & claimed & (mask != own)
+        mask[here] = own
         mask[disputed] = IGNORE
         claimed |= here
     return mask
@@ -139,20 +141,22 @@ def _region(annotation: CocoAnnotation, image: CocoImage) -> NDArray[np.bool_]:
     size = image.height, image.width
     if isinstance(given, list):
         good = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in given)
-        if not good or not np.isfinite(np.array([_float(value) for part in given for value in part])).all():
+        if not good or not np.isfinite([number(value) for part in given for value in part]).all():
             raise DataError(
                 f"{annotation.name} has a wrong polygon", got=repr(given)[:120],
                 expected="lists of at least three points x, y",
             )  # fmt: skip
+        for part in given:
+            if not image.holds(part[::2], part[1::2]):  # pycocotools would go through every pixel up to there
+                raise DataError(
+                    f"{annotation.name} has a polygon outside its image {image.name!r}", got=repr(part)[:120],
+                    expected=f"points within {image.width} x {image.height} pixels",
+                )  # fmt: skip
         lengths = api.merge(api.frPyObjects(given, *size))
     else:
         lengths = _run_lengths(annotation, given, size)
     pixels: NDArray[np.bool_] = api.decode(lengths).astype(bool)
     return pixels
-
-
-def _float(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _run_lengths(annotation: CocoAnnotation, given: object, size: tuple[int, int]) -> Any:
@@ -166,7 +170,7 @@ def _run_lengths(annotation: CocoAnnotation, given: object, size: tuple[int, int
         raise error
     api = _mask_api()
     if isinstance(counts, list):
-        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
+        if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
             raise error
         return api.frPyObjects(given, *size)
     if not isinstance(counts, str) or _total(counts) != size[0] * size[1]:

@@ -29,6 +29,11 @@ class Values:
     truths: Truths[NDArray[np.float64]]
 
 
+def true_column(name: str) -> str:
+    """What the true values of a column are called where the predicted ones have its name."""
+    return f"{name}.true"
+
+
 def read_values(path: Path) -> Values:
     """Read ``file,value[,value...]`` rows (comma or tab); a header is optional.
 
@@ -57,14 +62,18 @@ def read_values(path: Path) -> Values:
             raise DataError(
                 f"{where} has a wrong row at line {line}", got=",".join(cells)[:120],
                 expected=f"a file and {max(width - 1, 1)} finite number{'s' * (width > 2)}",
+                hint="separate the columns by commas or tabs" if width == 1 else None,
             )  # fmt: skip
         if cells[0] in entries:
             raise DataError(f"{where} names a sample again at line {line}", got=repr(cells[0]))
         entries[cells[0]] = np.array(numbers, np.float64)
     if names is None:
         names = ["value"] if width == 2 else [f"value{number}" for number in range(width - 1)]
-    if len(set(names)) != len(names) or not all(names):
-        raise DataError(f"{where} has a wrong header", got=",".join(names), expected="a different name for each column")
+    if len({*names, *(true_column(name) for name in names)}) != 2 * len(names) or not all(names):
+        raise DataError(
+            f"{where} has a wrong header", got=",".join(names),
+            expected=f"a different name for each column, none of them another's with {true_column('')!r} behind",
+        )  # fmt: skip
     return Values(tuple(names), Truths(entries, where))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -49,14 +49,19 @@ def batches(dataset: Iterable[Sample], size: int) -> Iterator[Batch]:
 def _batches(samples: Iterator[Sample], size: int) -> Iterator[Batch]:
     try:
         while group := list(islice(samples, size)):
-            yield _stack(group)
+            yield stack(group)
     finally:
         close = getattr(samples, "close", None)  # ends the worker threads of an abandoned pass at once
         if close is not None:
             close()
 
 
-def _stack(group: list[Sample]) -> Batch:
+def stack(group: Sequence[Sample]) -> Batch:
+    """One batch of samples, at least one.
+
+    Raises:
+        DataError: If they differ in shape.
+    """
     inputs = {}
     for name, first in group[0].inputs.items():
         odd = next((sample for sample in group if sample.inputs[name].shape != first.shape), None)

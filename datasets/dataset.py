@@ -33,6 +33,7 @@ class _Finding:
     label: int | None
     losses: tuple[str, ...] = ()
     reason: str | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class SourceDataset:
         self._threads = threads
         self._num_classes = num_classes
         self._findings: dict[int, _Finding] = {}
+        self._positions: dict[str, int] | None = None
         for index in selection.indices if self._listing.labels else ():
             self._checked_label(index, None)
 
@@ -127,6 +129,27 @@ class SourceDataset:
                     yield Sample(self._listing.ids[index], arrays, finding.label, finding.sha256)
         self._require_readable()
 
+    def load(self, position: int) -> Sample:
+        """Read, decode and preprocess one sample anew, in the calling thread; safe to call from several.
+
+        Args:
+            position: In ``sample_ids``.
+
+        Raises:
+            DataError: If it cannot be read, or does not fit the inputs.
+        """
+        index = self._selection.indices[position]
+        known, arrays = self._findings.get(index), None
+        if known is None or known.reason is None:
+            known, arrays = self._load_sample(index)
+            self._findings[index] = known
+        if arrays is None:
+            raise DataError(
+                f"sample {self._listing.ids[index]!r} of {self.name} cannot be read", got=known.reason,
+                hint="take it out of the data, or repair it",
+            )  # fmt: skip
+        return Sample(self._listing.ids[index], arrays, known.label, known.sha256)
+
     @property
     def manifest(self) -> Manifest:
         """Content hash and label of every readable sample; reads what no pass has read yet."""
@@ -157,6 +180,13 @@ class SourceDataset:
             *self._unlabelled(),
         ]
         return tuple(found)
+
+    def image_size(self, sample: str) -> tuple[int, int] | None:
+        """Height and width of a sample's upright image; None for tensors, and before it was read."""
+        if self._positions is None:
+            self._positions = {self._listing.ids[index]: index for index in self._selection.indices}
+        finding = self._findings.get(self._positions.get(sample, -1))
+        return None if finding is None else finding.size
 
     def statistics(self, n: int = 64) -> tuple[InputStatistics, ...]:
         """Statistics of the first ``n`` readable samples of each input, one value a channel.
@@ -238,8 +268,11 @@ class SourceDataset:
             return _Finding("", None, reason=error.what)
 
     def _finding(self, index: int, content: Content) -> _Finding:
-        losses = content.losses if isinstance(content, ImageContent) else ()
-        return _Finding(content.sha256(), self._checked_label(index, content.label), losses)
+        label = self._checked_label(index, content.label)
+        if not isinstance(content, ImageContent):
+            return _Finding(content.sha256(), label)
+        height, width = content.pixels.shape[:2]
+        return _Finding(content.sha256(), label, content.losses, size=(height, width))
 
     def _checked_label(self, index: int, loaded: int | None) -> int | None:
         labels = self._listing.labels

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from quantlab.datasets.inputs import InputSpec
 from quantlab.datasets.items import Items, as_indexable
 from quantlab.datasets.protocol import Dataset
-from quantlab.datasets.user_code import import_function
+from quantlab.datasets.user_code import contained, import_function
 from quantlab.errors import DataError
 
 
@@ -22,7 +22,8 @@ def open_factory(spec: str, inputs: Sequence[InputSpec]) -> Dataset | Items:
     """
     factory = import_function(spec, "data", DataError, "a file, a folder, or an importable package.module:factory")
     try:
-        result = factory()
+        with contained():
+            result = factory()
     except Exception as cause:  # as above
         raise DataError(
             f"the data factory {spec!r} failed",

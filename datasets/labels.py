@@ -192,12 +192,15 @@ def _override_by_coco(listing: Listing, path: Path) -> Listing:
         LabelRow(index, coco.images[one.image].name, str(numbers[one.category]))
         for index, one in enumerate(coco.annotations)
     ]
-    values = _by_name(listing, rows, coco.where, "annotation")
+    hint = "annotations of several objects an image are for --task detect or --task segment"
+    values = _by_name(listing, rows, coco.where, "annotation", hint)
     labels = tuple(None if value is None else int(value) for value in values)
     return replace(listing, labels=labels, class_names=tuple(coco.categories.values()), labelling=Labelling.STATED)
 
 
-def _by_name(listing: Listing, rows: Sequence[LabelRow], where: str, unit: str = "line") -> list[str | None]:
+def _by_name(
+    listing: Listing, rows: Sequence[LabelRow], where: str, unit: str = "line", hint: str | None = None
+) -> list[str | None]:
     names = SampleNames(listing.ids, listing.name)
     values: list[str | None] = [None] * len(listing.ids)
     for row in rows:
@@ -207,6 +210,7 @@ def _by_name(listing: Listing, rows: Sequence[LabelRow], where: str, unit: str =
                 f"{where} has conflicting labels for {row.file!r}",
                 got=f"{values[index]!r} and, at {unit} {row.line}, {row.label!r}",
                 expected="one label a sample",
+                hint=hint,
             )
         values[index] = row.label
     return values

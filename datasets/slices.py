@@ -12,7 +12,7 @@ from quantlab.datasets.labels import read_text
 from quantlab.datasets.names import SampleNames
 from quantlab.errors import DataError
 
-FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "id", "name")
+FILE_COLUMNS = ("file", "filename", "file_name", "path", "image", "id", "name", "sample")
 """Names of the first column, which says the sample."""
 
 
@@ -44,8 +44,8 @@ def read_slices(path: Path, ids: Sequence[str], dataset: str) -> SliceTable:
         dataset: What it is called.
 
     Raises:
-        DataError: If the file is missing, not text, malformed, without a header or rows, a column is named twice, a
-            row names no sample or several, or a sample has two different rows.
+        DataError: If the file is missing, not text, malformed, without a header or rows, a column is named twice or has
+            no value, a row names no sample or several, or a sample has two different rows.
     """
     where = f"slices file {path}"
     text = read_text(path, "slices file")
@@ -70,13 +70,19 @@ def read_slices(path: Path, ids: Sequence[str], dataset: str) -> SliceTable:
         row = tuple(cell or None for cell in cells[1:])
         if values.setdefault(identity, row) != row:
             raise DataError(f"{where} has two different rows for {cells[0]!r}", got=f"another one at line {line}")
+    for place, name in enumerate(header[1:]):
+        if all(row[place] is None for row in values.values()):
+            raise DataError(f"{where} has no value in the column {name!r}", hint="fill it in, or leave it out")
     return SliceTable(tuple(header[1:]), values)
 
 
 def _check_header(header: Sequence[str], where: str) -> None:
     expected = "file, then the columns to slice by"
     if header[0].lower() not in FILE_COLUMNS:
-        raise DataError(f"{where} does not begin with the column file", got=repr(header[0]), expected=expected)
+        hint = "the first column may be called " + ", ".join(FILE_COLUMNS) + "; commas or tabs lie between columns"
+        raise DataError(
+            f"{where} does not begin with the column file", got=repr(header[0]), expected=expected, hint=hint
+        )
     if len(header) < 2:
         raise DataError(f"{where} has no column to slice by", got=", ".join(header), expected=expected)
     for number, name in enumerate(header):

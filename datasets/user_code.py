@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ from quantlab.errors import QuantlabError
 
 FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 """Form of a function's name."""
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Let a user's code print, to stderr, for stdout is for the result; and not end the process.
+
+    Raises:
+        RuntimeError: If it calls ``sys.exit``.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as cause:
+        raise RuntimeError(f"it ended the process: SystemExit({cause.code!r})") from cause
 
 
 def import_function(spec: str, purpose: str, error: type[QuantlabError], expected: str) -> Callable[..., Any]:
@@ -29,7 +45,8 @@ def import_function(spec: str, purpose: str, error: type[QuantlabError], expecte
     """
     module_name, attribute = spec.split(":")
     try:
-        module = importlib.import_module(module_name)
+        with contained():
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as cause:
         if cause.name is None or not f"{module_name}.".startswith(f"{cause.name}."):
             raise error(f"importing {module_name!r} for the {purpose} failed", got=str(cause)) from cause
@@ -47,9 +64,11 @@ def import_function(spec: str, purpose: str, error: type[QuantlabError], expecte
         ) from cause
     function = getattr(module, attribute, None)
     if not callable(function):
-        near = near_match(attribute, [name for name in vars(module) if not name.startswith("_")])
+        known = [name for name, found in vars(module).items() if callable(found) and not name.startswith("_")]
+        near = near_match(attribute, known)
         raise error(
             f"module {module_name!r} has no function {attribute!r}",
+            got=f"{attribute} is of type {type(function).__name__}" if attribute in vars(module) else None,
             hint=f"did you mean {near!r}?" if near else None,
         )
     found: Callable[..., Any] = function

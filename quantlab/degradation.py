@@ -56,6 +56,8 @@ class DegradationCode(StrEnum):
     """Tensors became FP16 though nothing says whether their values fit."""
     ENGINE_FAILED = "engine-failed"
     """An engine failed in the middle of a comparison; it was left out, and the others' results were kept."""
+    REFERENCE_SCORES_NOTHING = "reference-scores-nothing"
+    """The reference is never right by the task's first figure, so that nothing can be lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from quantlab.errors import OutputError
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success rename it to ``path``, otherwise delete it.
 
-    Parent folders are made. The file's data reaches the disk before the rename. A symbolic link is kept: the file that
-    it points to is replaced.
+    Parent folders are made, and removed again if nothing comes to lie in them. The file's data reaches the disk before
+    the rename. A symbolic link is kept: the file that it points to is replaced.
 
     Raises:
         OutputError: If the folder cannot be made or written to, the disk is full, or ``path`` is a folder or a device.
@@ -25,7 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
     target = _target(path)
     # The name is cut, or a long one that is legal itself would be too long with the ending.
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+    made: list[Path] = []
     try:
+        made += [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
@@ -36,6 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+            for folder in made:  # the innermost first
+                folder.rmdir()
 
 
 def _target(path: Path) -> Path:

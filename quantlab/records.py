@@ -182,10 +182,11 @@ def _decode_dataclass(cls: type, value: object, where: str, error: type[Quantlab
     except ConfigError as cause:
         raise error(cause.what, expected=cause.expected, hint=cause.hint) from None
     hints = _hints(cls)
+    written = {str(key).replace("-", "_"): key for key in value}  # messages name keys as the document does
     arguments = {}
     for name, field in fields.items():
         if name in given:
-            arguments[name] = _decode(hints[name], given[name], f"{where}.{name}", error)
+            arguments[name] = _decode(hints[name], given[name], f"{where}.{written[name]}", error)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise error(f"{where} lacks the key {name!r}", expected=", ".join(fields))
     return cls(**arguments)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from quantlab.harness.bench import Bench
 from quantlab.harness.bench_change import ChangeRow
-from quantlab.harness.measurement import Latency
+from quantlab.harness.device_timing import EVENT_BOUNDARIES, GpuTimings
+from quantlab.harness.end_to_end import EndToEnd
+from quantlab.harness.measurement import Boundary, Latency
 from quantlab.harness.queries import CUDA_EVENTS, HOST_CLOCK, QueryFigures
 from quantlab.harness.rebuilds import Rebuilds
 from quantlab.harness.trtexec import Spread
@@ -43,6 +45,8 @@ def bench_tables(bench: Bench) -> tuple[BenchTable, ...]:
     lines = tuple(bench_lines(bench))
     tables = [
         *_interleaved(bench, lines),
+        *(_on_gpu(bench, lines, boundary) for boundary in EVENT_BOUNDARIES),
+        *_end_to_end(bench, lines),
         *_queries(bench, lines),
         *_energy(bench, lines),
         *_openings(bench),
@@ -59,7 +63,8 @@ def bench_head(bench: Bench) -> str:
     gpus = f", {', '.join(gpu.name for gpu in bench.before.gpus)}" if bench.before.gpus else ""
     where = f"{host.processor}, {host.cpus} processors{gpus}, {bench.before.taken}"
     if bench.reference is None:
-        return f"{len(bench.imported) + len(bench.imported_profiles)} files of trtexec, read on {where}"
+        n = len(bench.imported) + len(bench.imported_profiles)
+        return f"{n} {'file' if n == 1 else 'files'} of trtexec, read on {where}"
     models = dict.fromkeys(f"{engine.model} ({digest(engine.model_sha256)})" for engine in bench.engines)
     settings = bench.settings
     threads, batches, streams = map(_list, (settings.threads, settings.batches, settings.streams))
@@ -78,6 +83,10 @@ def bench_notes(bench: Bench) -> Iterator[str]:
             f"Interleaved{setting}: ratio to {timings.reference}, A/A control {interval(timings.noise_floor, 3)}, "
             f"stopped by {timings.stop} after {timings.elapsed_s:.1f} s."
         )
+    for on_gpu in bench.on_gpu:
+        yield from _on_gpu_notes(bench, on_gpu)
+    for whole in bench.end_to_end:
+        yield from _end_to_end_notes(bench, whole)
     if any(row.figures.clock == HOST_CLOCK for row in bench.queries):
         yield "Queries on the host's clock: latency is the whole run, from inputs to outputs in memory."
     if any(row.figures.clock == CUDA_EVENTS for row in bench.queries):
@@ -91,6 +100,35 @@ def bench_notes(bench: Bench) -> Iterator[str]:
         yield from (f"Mind: {remark}." for remark in bench.change.remarks)
 
 
+def _on_gpu_notes(bench: Bench, point: GpuTimings) -> Iterator[str]:
+    setting = f" (t{point.threads} b{point.batch_size})" if len(bench.on_gpu) > 1 else ""
+    controls = ", ".join(f"{one.boundary} {interval(one.noise_floor, 3)}" for one in point.timings)
+    first = point.timings[0]
+    yield (
+        f"On the GPU, interleaved{setting}: {'CUDA graphs' if point.graph else 'kernels one by one'}, "
+        f"{'with' if point.transfers else 'without'} copies, one query ahead, ratio to {first.reference}; A/A "
+        f"controls: {controls}; stopped by {first.stop} after {first.elapsed_s:.1f} s."
+    )
+
+
+def _end_to_end_notes(bench: Bench, point: EndToEnd) -> Iterator[str]:
+    timings, name = point.timings, point.timings.reference
+    setting = f" (t{point.threads} b{point.batch_size})" if len(bench.end_to_end) > 1 else ""
+    readers = f"{point.readers} threads" if point.readers > 1 else "the calling thread"
+    yield (
+        f"End to end{setting}: of {fixed(timings.latencies[name].median_ms, 1)} ms of {name}, "
+        f"{fixed(point.reading.latencies[name].median_ms, 1)} ms ({fixed(100.0 * point.share(name), 0)} %) are "
+        f"reading and preprocessing, in {readers}; {point.samples:,} samples in turn, the same for every engine; A/A "
+        f"control {interval(timings.noise_floor, 3)}, stopped by {timings.stop} after {timings.elapsed_s:.1f} s."
+    )
+    if point is not bench.end_to_end[-1]:
+        return
+    if point.in_memory:
+        yield "The data are one file of arrays, which is in memory: reading is copying and preprocessing, no file."
+    else:
+        yield "Every sample was read once before: what the file cache holds is read from memory, not from the disk."
+
+
 def bench_warnings(bench: Bench) -> Iterator[str]:
     """Cautions of the bench and warnings of its timings, by code."""
     yield from map(str, bench.cautions)
@@ -98,6 +136,15 @@ def bench_warnings(bench: Bench) -> Iterator[str]:
         setting = f"t{point.threads} b{point.batch_size}"
         for warning in point.timings.warnings:
             yield f"{warning.code}: {warning.variant or setting}: {warning.message}"
+    for on_gpu in bench.on_gpu:
+        setting = f"t{on_gpu.threads} b{on_gpu.batch_size}"
+        for timings in on_gpu.timings:
+            for warning in timings.warnings:
+                yield f"{warning.code}: on the GPU, {timings.boundary}, {warning.variant or setting}: {warning.message}"
+    for whole in bench.end_to_end:
+        setting = f"t{whole.threads} b{whole.batch_size}"
+        for warning in whole.timings.warnings:
+            yield f"{warning.code}: end to end, {warning.variant or setting}: {warning.message}"
 
 
 def render_terminal(bench: Bench, style: Style) -> str:
@@ -166,6 +213,43 @@ def _interleaved(bench: Bench, lines: Sequence[BenchLine]) -> Iterator[BenchTabl
         ("per s", of(lambda t: fixed(t.throughput_per_s, 1))),
     ]
     yield _table("Latency, engines interleaved", _labels(bench, timed, callers=False), timed, columns)
+
+
+def _on_gpu(bench: Bench, lines: Sequence[BenchLine], boundary: Boundary) -> BenchTable:
+    timed = [line for line in lines if boundary in line.on_gpu]
+
+    def of(value: Callable[[Latency], str]) -> _CELLS:
+        return lambda line: value(line.on_gpu[boundary])
+
+    columns: list[tuple[str, _CELLS]] = [
+        ("median ms", of(lambda t: fixed(t.median_ms, 4))),
+        ("p90 ms", of(lambda t: fixed(t.p90_ms, 4))),
+        ("p99 ms", of(lambda t: fixed(t.p99_ms, 4))),
+        ("ratio", of(lambda t: fixed(t.ratio, 3))),
+        ("interval", of(lambda t: interval(t.ratio_interval, 3))),
+        ("verdict", of(lambda t: t.change.value if t.change else MISSING)),
+    ]
+    return _table(f"On the GPU, engines interleaved: {boundary}", _labels(bench, timed, callers=False), timed, columns)
+
+
+def _end_to_end(bench: Bench, lines: Sequence[BenchLine]) -> Iterator[BenchTable]:
+    timed = [line for line in lines if line.end_to_end is not None]
+
+    def of(value: Callable[[Latency, Latency], str]) -> _CELLS:
+        return lambda t: MISSING if t.end_to_end is None or t.reading is None else value(t.end_to_end, t.reading)
+
+    columns: list[tuple[str, _CELLS]] = [
+        ("median ms", of(lambda t, _: fixed(t.median_ms, 3))),
+        ("reading ms", of(lambda _, r: fixed(r.median_ms, 3))),
+        ("reading %", of(lambda t, r: fixed(100.0 * r.median_ms / t.median_ms, 1))),
+        ("p90 ms", of(lambda t, _: fixed(t.p90_ms, 3))),
+        ("p99 ms", of(lambda t, _: fixed(t.p99_ms, 3))),
+        ("ratio", of(lambda t, _: fixed(t.ratio, 3))),
+        ("interval", of(lambda t, _: interval(t.ratio_interval, 3))),
+        ("verdict", of(lambda t, _: t.change.value if t.change else MISSING)),
+        ("per s", of(lambda t, _: fixed(t.throughput_per_s, 1))),
+    ]
+    yield _table("Latency end to end, from files to outputs", _labels(bench, timed, callers=False), timed, columns)
 
 
 def _mode(figures: QueryFigures) -> str:

@@ -54,7 +54,7 @@ def fixed(value: float | None, decimals: int, *, sign: bool = False) -> str:
         return MISSING
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
-    return f"{value:{'+' if sign else ''},.{decimals}f}"
+    return f"{value:{'+' if sign else ''}z,.{decimals}f}"  # z: no -0.0
 
 
 def capped(value: float | None, decimals: int, top: float) -> str:
@@ -72,6 +72,11 @@ def significant(value: float | None, digits: int = 3) -> str:
 def interval(value: Interval | None, decimals: int) -> str:
     """``[low, high]``."""
     return MISSING if value is None else f"[{value.low:.{decimals}f}, {value.high:.{decimals}f}]"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as ``1 sample`` or ``2,000 samples``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def mebibytes(size_bytes: int) -> str:

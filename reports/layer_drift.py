@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantlab.graph.twin import PartKind
 from quantlab.harness.layer_record import LayerDrift, PartDrift
-from quantlab.reports.cells import digest, fixed, plain
+from quantlab.reports.cells import counted, digest, fixed, plain
 from quantlab.reports.format import Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
@@ -37,7 +37,7 @@ def part_headings(kinds: Sequence[PartKind]) -> tuple[str, ...]:
         return ("tensor", "layer", "kind", "own")
     if PartKind.LAYER in kinds:
         return ("layer", "operator", "own", "accumulated", "")
-    return ("tensor", "layer", "own", "arriving", "accumulated", "lost", "")
+    return ("tensor", "own", "arriving", "accumulated", "lost", "", "layer")
 
 
 def part_cells(part: PartDrift, worst: str | None) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def part_cells(part: PartDrift, worst: str | None) -> tuple[str, ...]:
         pair = (fixed(part.local_db, 1), fixed(part.accumulated_db, 1))
         return (plain(part.layer), plain(part.op_type), *pair, marks)
     figures = tuple(fixed(value, 1) for value in (part.local_db, part.arriving_db, part.accumulated_db, part.drop_db))
-    return (plain(part.tensor), plain(part.via or part.layer), *figures, marks)
+    return (plain(part.tensor), *figures, marks, plain(part.via or part.layer))
 
 
 def rows_of(drift: LayerDrift, kinds: Sequence[PartKind]) -> list[tuple[str, ...]]:
@@ -62,7 +62,8 @@ def layers_head(drift: LayerDrift) -> str:
     """What was looked at."""
     return (
         f"{plain(drift.variant)} ({digest(drift.graph_sha256)}) against {plain(drift.model)} "
-        f"({digest(drift.model_sha256)}): {drift.n_samples:,} samples ({digest(drift.data_sha256)}), {drift.emulated}."
+        f"({digest(drift.model_sha256)}): {counted(drift.n_samples, 'sample')} ({digest(drift.data_sha256)}), "
+        f"{drift.emulated}."
     )
 
 

@@ -19,6 +19,7 @@ from quantlab.reports.bench import bench_head, bench_notes, bench_tables, bench_
 from quantlab.reports.cells import digest, interval, plain, shorten
 from quantlab.reports.findings import lint_head, place
 from quantlab.reports.format import Format, Style
+from quantlab.reports.notes import any_undecided, best, device_notes, drift_notes, latency_notes, undecided
 from quantlab.reports.scores import MANY, score_tables
 from quantlab.reports.stability import (
     SIZE_HEADINGS,
@@ -28,16 +29,7 @@ from quantlab.reports.stability import (
     tensor_cells,
     tensor_headings,
 )
-from quantlab.reports.table import (
-    LATENCY_COLUMNS,
-    TABLES,
-    Column,
-    best,
-    device_notes,
-    latency_notes,
-    shown,
-    undecided_latency,
-)
+from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, TABLES, Column, shown
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 
@@ -82,15 +74,18 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
         ]
         words = 1 + sum(column.left for column in visible)
         lines += [f"## {title}", "", *table(headings, rows, words), ""]
+        if columns is DRIFT_COLUMNS and (told := drift_notes(comparison)):
+            lines += [*(f"- {escape(sentence)}" for sentence in told), ""]
         if columns is LATENCY_COLUMNS and (told := latency_notes(comparison)):
             lines += [*(f"- {escape(sentence)}" for sentence in told), ""]
     for scored in score_tables(comparison, MANY):
         cells = [[escape(cell) for cell in row] for row in scored.rows]
         headings = [escape(heading) for heading in scored.headings]
-        lines += [f"## {escape(scored.title)}", "", *table(headings, cells, scored.words), ""]
+        lines += [f"## {escape(scored.title)}", ""]
+        lines += [*table(headings, cells, scored.words), ""] if cells else []
         lines += [escape(" ".join(scored.notes)), ""] if scored.notes else []
     notes = ["Bold: best of the candidates."]
-    if any(undecided_latency(result, comparison.reference) for result in comparison.variants):
+    if any_undecided(comparison):
         notes.append("Italic ratio: the interval holds 1, neither faster nor slower was shown.")
     if any(len(result.outputs) > 1 for result in comparison.variants):
         notes.append("Of several outputs, the worst is shown.")
@@ -106,7 +101,7 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
 
 def _cell(column: Column, result: VariantResult, comparison: Comparison) -> str:
     text = escape(column.text(result))
-    if column.heading == "ratio" and undecided_latency(result, comparison.reference):
+    if undecided(column, result, comparison.reference):
         return f"*{text}*"
     return f"**{text}**" if result.name in best(column, comparison) else text
 

@@ -59,7 +59,7 @@ MANY = Most(slices=20, samples=10, confusions=10)
 def score_tables(comparison: Comparison, most: Most) -> tuple[ScoreTable, ...]:
     """The tables that have something to show."""
     found = (_scores(comparison), _slices(comparison, most), _worst(comparison, most), _confusions(comparison, most))
-    return tuple(table for table in found if table.rows)
+    return tuple(table for table in found if table.rows or (table.headings and table.title.startswith("Slices")))
 
 
 def score_columns(comparison: Comparison) -> pd.DataFrame:
@@ -203,7 +203,7 @@ def _slices(comparison: Comparison, most: Most) -> ScoreTable:
 
 
 def _changed(score: Score) -> bool:
-    return score.against_reference or score.difference != 0.0 or score.interval is None
+    return score.against_reference or score.difference != 0.0
 
 
 def _loss(score: Score) -> float:
@@ -220,7 +220,7 @@ def _slice_notes(comparison: Comparison, scores: Sequence[Score], rows: int) -> 
     if rows < len(scores) - same:
         yield f"{rows:,} of {len(scores) - same:,} that changed; all are in comparison.json."
     for column, count in comparison.slices_left_out.items():
-        yield f"{count:,} further values of {column}, with fewer samples, are not told."
+        yield f"{count:,} further values of {column}, none with more samples, are not told."
     without = sum(score.interval is None for score in scores)
     if without:
         yield f"{without:,} have too few samples for an interval."
@@ -229,7 +229,8 @@ def _slice_notes(comparison: Comparison, scores: Sequence[Score], rows: int) -> 
         by_chance = len(levels) * 0.5 * (1.0 - levels[0])
         yield (
             "A release needs every slice within its margin (intersection-union), so the intervals are not widened for "
-            f"their number: of {len(levels):,} that did not change, about {by_chance:.1f} show as worse by chance."
+            f"their number: if none of the {len(levels):,} with an interval had really changed, about {by_chance:.1f} "
+            "would show as worse by chance."
         )
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from quantlab.gate.verdict import CheckResult, Verdict
 from quantlab.harness.comparison import Classification, Comparison, OutputDrift, VariantResult
-from quantlab.harness.explain import slower_than_fp32
 from quantlab.harness.measurement import Latency
 from quantlab.harness.trtexec import DeviceFigures
 from quantlab.precision import Execution
@@ -53,12 +52,14 @@ class Column:
         text: The cell of a variant.
         rank: What the best cell of the column has most of; None where no cell is best.
         left: Whether the cells are words, aligned to the left.
+        interval: Of a column of ratios: the interval behind the cell.
     """
 
     heading: str
     text: Callable[[VariantResult], str]
     rank: Callable[[VariantResult], float | None] | None = None
     left: bool = False
+    interval: Callable[[VariantResult], Interval | None] | None = None
 
 
 def _of(part: Part | None, value: Callable[[Part], Value]) -> Value | None:
@@ -134,6 +135,10 @@ def _device_field(name: str, dtype: str, value: Callable[[DeviceFigures], object
     return Field(name, dtype, lambda result: _of(result.device, value))
 
 
+def _gpu_ratio_field(name: str, dtype: str, value: Callable[[Latency], object]) -> Field[VariantResult]:
+    return Field(name, dtype, lambda result: _of(result.device_latency, value))
+
+
 def _count_field(name: str, value: Callable[[Classification], object]) -> Field[VariantResult]:
     return Field(name, _WHOLE, lambda result: _of(result.classification, value))
 
@@ -196,6 +201,13 @@ VARIANT_FIELDS: tuple[Field[VariantResult], ...] = (
     _device_field("device_throughput_per_s", _NUMBER, lambda d: d.samples_per_s),
     _device_field("device_graph", _TRUTH, lambda d: d.graph),
     _device_field("device_transfers", _TRUTH, lambda d: d.transfers),
+    _gpu_ratio_field("device_interleaved_median_ms", _NUMBER, lambda t: t.median_ms),
+    _gpu_ratio_field("device_blocks", _WHOLE, lambda t: t.n_blocks),
+    _gpu_ratio_field("device_ratio", _NUMBER, lambda t: t.ratio),
+    _gpu_ratio_field("device_ratio_low", _NUMBER, lambda t: t.ratio_interval.low),
+    _gpu_ratio_field("device_ratio_high", _NUMBER, lambda t: t.ratio_interval.high),
+    _gpu_ratio_field("device_ratio_confidence", _NUMBER, lambda t: t.ratio_interval.confidence),
+    _gpu_ratio_field("device_verdict", _TEXT, lambda t: _of(t.change, lambda change: change.value)),
     Field("size_bytes", _WHOLE, lambda r: r.size_bytes),
     Field("sha256", _TEXT, lambda r: r.sha256),
     Field("table_sha256", _TEXT, lambda r: r.table_sha256),
@@ -309,7 +321,12 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
     Column("median ms", _timed(lambda t: fixed(t.median_ms, 3), EMULATED)),
     Column("p90 ms", _timed(lambda t: fixed(t.p90_ms, 3))),
     Column("p99 ms", _timed(lambda t: fixed(t.p99_ms, 3))),
-    Column("ratio", _timed(lambda t: fixed(t.ratio, 3)), rank=_negative(_native(lambda t: t.ratio))),
+    Column(
+        "ratio",
+        _timed(lambda t: fixed(t.ratio, 3)),
+        rank=_negative(_native(lambda t: t.ratio)),
+        interval=lambda r: None if r.execution is Execution.EMULATED else _of(r.latency, lambda t: t.ratio_interval),
+    ),
     Column("interval", _timed(lambda t: interval(t.ratio_interval, 3))),
     Column("verdict", _timed(lambda t: MISSING if t.change is None else t.change.value), left=True),
     Column("per s", _timed(lambda t: fixed(t.throughput_per_s, 1))),
@@ -320,6 +337,10 @@ LATENCY_COLUMNS: tuple[Column, ...] = (
 
 def _on_device(value: Callable[[DeviceFigures], float], decimals: int = 3) -> Callable[[VariantResult], str]:
     return lambda result: fixed(_of(result.device, value), decimals)
+
+
+def _against_on_device(value: Callable[[Latency], str]) -> Callable[[VariantResult], str]:
+    return lambda result: MISSING if result.device_latency is None else value(result.device_latency)
 
 
 def _device_mode(result: VariantResult) -> str:
@@ -336,13 +357,24 @@ DEVICE_COLUMNS: tuple[Column, ...] = (
         rank=_negative(lambda r: _of(r.device, lambda d: d.compute.median_ms)),
     ),
     Column("p99 ms", _on_device(lambda d: d.compute.p99_ms)),
+    Column(
+        "ratio",
+        _against_on_device(lambda t: fixed(t.ratio, 3)),
+        rank=_negative(lambda r: _of(r.device_latency, lambda t: t.ratio)),
+        interval=lambda r: _of(r.device_latency, lambda t: t.ratio_interval),
+    ),
+    Column("interval", _against_on_device(lambda t: interval(t.ratio_interval, 3))),
+    Column("verdict", _against_on_device(lambda t: MISSING if t.change is None else t.change.value), left=True),
     Column("to GPU ms", _on_device(lambda d: d.h2d.median_ms)),
     Column("back ms", _on_device(lambda d: d.d2h.median_ms)),
     Column("enqueue ms", _on_device(lambda d: d.enqueue.median_ms)),
     Column("per s", _on_device(lambda d: d.samples_per_s, 1)),
     Column("compiled ms", _on_device(lambda d: d.load_ms + d.first_run_ms, 0)),
 )
-"""Columns of the times on the GPU for people, after the variant's name; medians by trtexec's definitions."""
+"""Columns of the times on the GPU for people, after the variant's name.
+
+Medians are by trtexec's definitions, engine after engine; ratios are of the execution, from interleaved blocks.
+"""
 
 TABLES: tuple[tuple[str, tuple[Column, ...]], ...] = (
     ("Accuracy drift", DRIFT_COLUMNS),
@@ -358,33 +390,3 @@ def shown(columns: Sequence[Column], comparison: Comparison) -> tuple[Column, ..
     return tuple(
         column for column in columns if any(column.text(result) not in nothing for result in comparison.variants)
     )
-
-
-def latency_notes(comparison: Comparison) -> tuple[str, ...]:
-    """What there is to say of the latencies: why a variant is slow, and what may make them other than they seem."""
-    return (*slower_than_fp32(comparison), *(f"{warning.message}." for warning in comparison.timing_warnings))
-
-
-def device_notes(comparison: Comparison) -> tuple[str, ...]:
-    """What may make the times on a GPU other than the GPU's own, by variant."""
-    warnings = ((result.name, result.device.warnings if result.device else ()) for result in comparison.variants)
-    return tuple(f"{name}: {warning}." for name, found in warnings for warning in found)
-
-
-def best(column: Column, comparison: Comparison) -> frozenset[str]:
-    """Names of the candidates with the best cell; none unless there are two candidates that differ."""
-    if column.rank is None:
-        return frozenset()
-    candidates = [result for result in comparison.variants if result.name != comparison.reference]
-    ranks = {result.name: rank for result in candidates if (rank := column.rank(result)) is not None}
-    if len(set(ranks.values())) < 2:
-        return frozenset()
-    top = max(ranks.values())
-    return frozenset(name for name, rank in ranks.items() if rank >= top)
-
-
-def undecided_latency(result: VariantResult, reference: str) -> bool:
-    """Whether the interval of the latency ratio holds 1: neither faster nor slower was shown."""
-    if result.name == reference or result.latency is None or result.execution is Execution.EMULATED:
-        return False
-    return result.latency.ratio_interval.low <= 1.0 <= result.latency.ratio_interval.high

@@ -21,17 +21,9 @@ from quantlab.reports.cells import digest, fixed, interval, plain, shorten
 from quantlab.reports.format import Format, Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
+from quantlab.reports.notes import any_undecided, best, device_notes, drift_notes, latency_notes, undecided
 from quantlab.reports.scores import FEW, ScoreTable, score_tables
-from quantlab.reports.table import (
-    LATENCY_COLUMNS,
-    TABLES,
-    Column,
-    best,
-    device_notes,
-    latency_notes,
-    shown,
-    undecided_latency,
-)
+from quantlab.reports.table import DRIFT_COLUMNS, LATENCY_COLUMNS, TABLES, Column, shown
 
 _COLOURS: Mapping[Outcome, str] = MappingProxyType(
     {
@@ -59,6 +51,8 @@ def render_comparison(comparison: Comparison, style: Style) -> str:
     for title, columns in TABLES:
         if visible := shown(columns, comparison):
             lines += _tables(title, visible, comparison, width, style)
+        if columns is DRIFT_COLUMNS and (notes := drift_notes(comparison)):
+            lines += [*(line for sentence in notes for line in wrap(plain(sentence), width)), ""]
         if columns is LATENCY_COLUMNS and (notes := latency_notes(comparison)):
             lines += [*(line for sentence in notes for line in wrap(plain(sentence), width)), ""]
     for table in score_tables(comparison, FEW):
@@ -97,7 +91,12 @@ def _tables(title: str, columns: Sequence[Column], comparison: Comparison, width
 
 
 def _score_table(table: ScoreTable, width: int, style: Style) -> Iterator[str]:
-    """The rows of each variant below a line with its name."""
+    """The rows of each variant below a line with its name; notes alone where nothing changed."""
+    if not table.rows:
+        yield paint(table.title, style, "bold")
+        yield from wrap(" ".join(table.notes), width)
+        yield ""
+        return
     blank = ("",) * (len(table.headings) - 2)
     rows: list[tuple[str, ...]] = []
     for variant, members in itertools.groupby(table.rows, key=lambda row: row[0]):
@@ -128,7 +127,7 @@ def _column(column: Column, comparison: Comparison) -> GridColumn:
 
 
 def _mark(column: Column, result: VariantResult, winners: frozenset[str], comparison: Comparison) -> str:
-    if column.heading == "ratio" and undecided_latency(result, comparison.reference):
+    if undecided(column, result, comparison.reference):
         return _UNDECIDED
     return _BEST if result.name in winners else _PLAIN
 
@@ -137,7 +136,7 @@ def _legend(comparison: Comparison, width: int) -> list[str]:
     notes = []
     if any(best(column, comparison) for _, columns in TABLES for column in columns):
         notes.append("* best of the candidates.")
-    if any(undecided_latency(result, comparison.reference) for result in comparison.variants):
+    if any_undecided(comparison):
         notes.append("~ the interval holds 1: neither faster nor slower was shown.")
     if any(len(result.outputs) > 1 for result in comparison.variants):
         notes.append("Of several outputs, the worst is shown.")

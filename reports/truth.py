@@ -8,7 +8,7 @@ from quantlab.harness.gap import Gap
 from quantlab.harness.truth_figures import Estimate
 from quantlab.harness.truth_record import Judgement, OutputTruth, Role, Truth, TruthRow
 from quantlab.harness.truth_verdict import LOSS_DB
-from quantlab.reports.cells import MISSING, digest, fixed, interval, plain, significant
+from quantlab.reports.cells import MISSING, counted, digest, fixed, interval, plain, significant
 from quantlab.reports.format import Style
 from quantlab.reports.grid import GridColumn, grids
 from quantlab.reports.lines import MIN_WIDTH, paint, wrap
@@ -31,8 +31,8 @@ _DISTANCES = (
 )
 _ORIGINAL = (
     "To float64, to FP32: from the original, so quantization and runtime together. Own loss: dB that the runtime is "
-    f"further from the original than the graph is; {LOSS_DB:g} dB and more, beyond what float32 as written loses, is the "
-    "runtime's own error."
+    f"further from the original than the graph is; from {LOSS_DB:g} dB on, beyond what float32 as written loses, that "
+    "is the runtime's error and not quantization's."
 )
 _REST = (
     "Flips: samples whose highest score is another one. Batch: in batches against one by one. Repeat: the same call "
@@ -87,9 +87,9 @@ def _line(truth: Truth, row: TruthRow, output: OutputTruth) -> tuple[str, ...]:
 
 def truth_head(truth: Truth) -> str:
     """What was compared with what."""
-    against = f", made from {plain(truth.model)}" if truth.model is not None else ""
+    against = f", compared with {plain(truth.model)}" if truth.model is not None else ""
     return (
-        f"{plain(truth.graph)} ({digest(truth.graph_sha256)}){against}: {truth.n_samples:,} samples "
+        f"{plain(truth.graph)} ({digest(truth.graph_sha256)}){against}: {counted(truth.n_samples, 'sample')} "
         f"({digest(truth.data_sha256)}), one by one and in batches of {truth.batch_size}; the truth of the graph is "
         f"its {truth.truth}."
     )
@@ -103,13 +103,13 @@ def verdicts(truth: Truth) -> list[tuple[TruthRow, str]]:
 def notes(truth: Truth) -> list[str]:
     """What the columns mean, how intervals were made, and what limits the table."""
     how = truth.intervals
-    made = [
+    made = (
         f"In brackets: {how.confidence:.0%} intervals ({how.method}, n = {truth.n_samples:,}, {how.resamples:,} "
         f"resamples, seed {how.seed}), each for itself."
-    ]
+    )
     return [
         " ".join((_DISTANCES, *(() if truth.model is None else (_ORIGINAL,)), _REST)),
-        *(made if _has_intervals(truth) else ()),
+        *((made,) if _has_intervals(truth) else ()),
         *(f"{note[:1].upper()}{note[1:]}." for note in truth.notes),
     ]
 
@@ -118,8 +118,8 @@ def truth_frame(truth: Truth) -> pd.DataFrame:
     """Every execution x output; one line without figures for each that was not run.
 
     Columns: execution, role, judgement, output, then for each reference of graph, float64, fp32, batch and repeat:
-    ``<reference>_sqnr_db``, ``_max_abs_error``, ``_differing``, ``_flips``, ``_non_finite``; values; then for each figure
-    that the verdict rests on, nearness, own, loss and excess: itself, ``_low`` and ``_high``; precision_proved, verdict.
+    ``<reference>_sqnr_db``, ``_max_abs_error``, ``_differing``, ``_flips``, ``_non_finite``; values; then for nearness,
+    own, loss and excess, on which the verdict rests: itself, ``_low`` and ``_high``; precision_proved, verdict.
     """
     import pandas as pd
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from quantlab.harness.bench import Bench, BenchEngine, BenchSettings, Interleaved, Opening, QueryRow
 from quantlab.harness.caution import Caution, CautionCode
+from quantlab.harness.device_timing import EVENT_BOUNDARIES, GpuTimings
+from quantlab.harness.end_to_end import EndToEnd
 from quantlab.harness.energy import COUNTER, Energy
 from quantlab.harness.gpu import Gpu
 from quantlab.harness.latency import LatencySettings
@@ -47,6 +49,36 @@ def timings(**ratios: float) -> Timings:
         blocks_ms={name: (2.5 * ratio, 2.5 * ratio) for name, ratio in {**names, CONTROL: 1.0}.items()}, warm_ups={},
         warnings=(TimingWarning(TimingCode.NOT_STATIONARY, "times had not settled", INT8),),
     )  # fmt: skip
+
+
+def end_to_end() -> EndToEnd:
+    """Reading takes 10 ms whatever the engine, running 2.5 and 1.5 ms."""
+
+    def part(boundary: Boundary, *medians: float) -> Timings:
+        made = timings(tensorrt_rtx_fp32=1.0, tensorrt_rtx_int8_mse=medians[1] / medians[0])
+        latencies = {
+            name: dataclasses.replace(
+                one, boundary=boundary.words, median_ms=ms, p90_ms=1.1 * ms, p99_ms=None, throughput_per_s=8000 / ms
+            )
+            for (name, one), ms in zip(made.latencies.items(), medians, strict=True)
+        }
+        return dataclasses.replace(made, boundary=boundary, latencies=latencies)
+
+    return EndToEnd(2, 8, 2, 2000, False, part(Boundary.END_TO_END, 12.5, 11.5), part(Boundary.READING, 10.0, 10.0))
+
+
+def gpu_timings() -> GpuTimings:
+    """The host's timings at every boundary, with ratios of their own."""
+
+    def at(boundary: Boundary, ratio: float) -> Timings:
+        found = timings(tensorrt_rtx_fp32=1.0, tensorrt_rtx_int8_mse=ratio)
+        latencies = {name: dataclasses.replace(t, boundary=boundary.words) for name, t in found.latencies.items()}
+        return dataclasses.replace(
+            found, boundary=boundary, latencies=latencies, noise_floor=Interval(0.999, 1.002, 0.95), warnings=()
+        )
+
+    pairs = zip(EVENT_BOUNDARIES, (0.5, 1.0, 0.7), strict=True)
+    return GpuTimings(2, 8, True, True, False, tuple(at(boundary, ratio) for boundary, ratio in pairs))
 
 
 def gpu_query(compute_ms: float, **changes: object) -> QueryFigures:
@@ -108,5 +140,6 @@ def bench(**changes: object) -> Bench:
         after=Surroundings("2026-11-21T20:01:00+00:00", HOST, (GPU,)),
         cautions=(Caution(CautionCode.MULTIPLE_STREAMS, "2 ran at once", FP32),),
         degradations=(),
+        on_gpu=(gpu_timings(),),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]

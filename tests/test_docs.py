@@ -151,7 +151,7 @@ def test_every_degradation_is_reported_somewhere(code: DegradationCode) -> None:
 
 def test_policy_examples() -> None:
     examples = _toml_blocks(_page("policy.md"))
-    assert len(examples) == 3
+    assert len(examples) == 4
     for text in examples:
         assert parse_policy(text, "docs/policy.md").checks
 

@@ -38,6 +38,7 @@ from quantlab.cli.console import Console
 @click.option(
     "--processes", type=click.IntRange(1, 100), default=1, show_default=True, help="Repeat in fresh processes."
 )
+@click.option("--end-to-end", is_flag=True, help="From files to outputs too: decoding, preprocessing and run.")
 @click.option("--rebuilds", type=click.IntRange(0, 100), default=0, help="Build each engine N times; needs --model.")
 @options.model
 @click.option("--table", type=options.PATH, help="With --rebuilds: calibration table of the engines.")
@@ -64,6 +65,7 @@ def command(
     seconds: float,
     query_seconds: float,
     processes: int,
+    end_to_end: bool,
     rebuilds: int,
     model: Path | None,
     table: Path | None,
@@ -120,6 +122,7 @@ def command(
         transfers=transfers,
         spin=spin,
         seed=seed,
+        end_to_end=end_to_end,
     )
     request = BenchRequest(
         engines=engines or (Path("engines"),),

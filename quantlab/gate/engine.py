@@ -7,13 +7,14 @@ import math
 from quantlab.gate.case import Case, percent
 from quantlab.gate.metrics import Claim
 from quantlab.gate.verdict import CheckResult, Outcome
-from quantlab.harness.measurement import Latency
+from quantlab.harness.measurement import Boundary, Latency
 from quantlab.precision import Execution
 
 
 def judge_latency(case: Case) -> CheckResult:
-    """Judge the latency ratio, by the upper end of its interval unless the claim is of this set."""
-    limit, latency = case.check.limit, case.candidate.latency
+    """Judge the latency ratio at the check's boundary, by the upper end of its interval unless it claims this set."""
+    on_device = case.check.boundary is Boundary.DEVICE
+    limit, latency = case.check.limit, case.candidate.device_latency if on_device else case.candidate.latency
     if limit is None:
         raise AssertionError("loading refuses latency checks without a limit")
     if case.candidate.execution is Execution.EMULATED:
@@ -23,6 +24,11 @@ def judge_latency(case: Case) -> CheckResult:
         return case.missing(
             "the reference is emulated, so there is no latency to compare with", "take a native reference"
         )
+    if latency is None and on_device:
+        return case.missing(
+            "there is no ratio of times on the GPU",
+            f"compare with latency, with {case.reference.name} and {case.candidate.name} on a GPU by TensorRT both",
+        )
     if latency is None:
         return case.missing("latency was not measured", "run quantlab compare with latency")
     if not all(map(math.isfinite, (latency.ratio, latency.ratio_interval.low, latency.ratio_interval.high))):
@@ -30,7 +36,8 @@ def judge_latency(case: Case) -> CheckResult:
     noise = _noise(case)
     if noise is not None:
         return noise
-    start = f"{case.candidate.name} takes {latency.ratio:.3f} times as long as {case.reference.name}"
+    where = " on the GPU" if on_device else ""
+    start = f"{case.candidate.name} takes {latency.ratio:.3f} times as long{where} as {case.reference.name}"
     if case.claim is Claim.ON_THIS_SET:
         good = latency.ratio <= limit
         outcome = Outcome.PASS if good else Outcome.FAIL
@@ -67,7 +74,9 @@ def _bounded(case: Case, latency: Latency, limit: float, start: str) -> CheckRes
 
 def _noise(case: Case) -> CheckResult | None:
     """What the A/A control says against a verdict, if the check asks for a control and it does."""
-    allowed, floor = case.check.aa_noise_max, case.comparison.noise_floor
+    on_device = case.check.boundary is Boundary.DEVICE
+    allowed = case.check.aa_noise_max
+    floor = case.comparison.device_noise_floor if on_device else case.comparison.noise_floor
     if allowed is None:
         return None
     if floor is None:
@@ -75,8 +84,9 @@ def _noise(case: Case) -> CheckResult | None:
     deviation = max(abs(floor.low - 1.0), abs(floor.high - 1.0))
     if deviation <= allowed:
         return None
+    where = "GPU" if on_device else "machine"
     reason = (
-        f"the machine is too noisy: the latency of {case.reference.name} against itself differs by up to "
+        f"the {where} is too noisy: the latency of {case.reference.name} against itself differs by up to "
         f"{100.0 * deviation:.1f} %, the policy allows {100.0 * allowed:g} %"
     )
     step = "measure again on a quiet machine with fixed clocks"

@@ -18,6 +18,7 @@ from quantlab.gate.guards import GUARD_IDS, RESERVED_PREFIXES
 from quantlab.gate.metrics import METRICS, Claim, Metric, Threshold
 from quantlab.gate.policy import POLICY_SCHEMA, Check, GateSection, Margin, Policy, Waiver
 from quantlab.gate.presets import PRESETS
+from quantlab.harness.measurement import Boundary
 from quantlab.records import from_plain
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -26,6 +27,7 @@ _SMALLEST_ALPHA = 1e-12  # below, 1 - alpha loses its digits
 _OUTPUT_METRICS = {
     Metric.SQNR_DB, Metric.COSINE, Metric.KL_NATS, Metric.MAX_ABS_ERROR, Metric.FINITE, Metric.NOT_CONSTANT
 }  # fmt: skip
+_BOUNDARIES = (Boundary.HOST, Boundary.DEVICE)
 _PERCENT_METRICS = {Metric.TOP1, Metric.TOP5, Metric.AGREEMENT}
 
 
@@ -190,6 +192,14 @@ def _check_check(check: Check, where: str) -> None:
         )
     if check.slices is not None and check.metric is not Metric.SCORE:
         raise ConfigError(f"{where} has slices", got=check.slices, expected="only with metric = 'score'")
+    if check.boundary is not None:
+        if check.metric is not Metric.LATENCY_RATIO:
+            raise ConfigError(f"{where} has a boundary", expected="only with metric = 'latency_ratio'")
+        if check.boundary not in _BOUNDARIES:
+            expected = "one of " + ", ".join(_BOUNDARIES)
+            raise ConfigError(
+                f"the boundary of {where} is not judged", got=repr(str(check.boundary)), expected=expected
+            )
     if check.aa_noise_max is not None:
         if check.metric is not Metric.LATENCY_RATIO:
             raise ConfigError(f"{where} has aa_noise_max", expected="only with metric = 'latency_ratio'")

@@ -35,6 +35,7 @@ from enum import StrEnum
 from quantlab.degradation import DegradationCode
 from quantlab.documents import canonical_sha256
 from quantlab.gate.metrics import METRICS, Claim, Metric
+from quantlab.harness.measurement import Boundary
 from quantlab.records import to_plain
 
 POLICY_SCHEMA = 1
@@ -126,6 +127,7 @@ class Check:
         figure: Name of the task's figure (score only), such as ``map``, ``miou``, ``mae``, ``top1``, ``ece``.
         slices: Column whose every slice is judged (score only), such as ``class``; None for all samples together.
         aa_noise_max: Largest deviation from 1 of the reference's latency ratio against itself (latency_ratio only).
+        boundary: What is timed (latency_ratio only): ``host`` or ``device``, the execution on the GPU; default: host.
         level: What a check that does not pass does to the verdict.
     """
 
@@ -141,6 +143,7 @@ class Check:
     aa_noise_max: float | None = None
     figure: str | None = None
     slices: str | None = None
+    boundary: Boundary | None = None
     level: Level = Level.ERROR
 
     @property

@@ -124,7 +124,7 @@ def _judge_loss(case: Case, score: Score, name: str, margin: float) -> _Judged:
         outcome = Outcome.PASS if loss <= margin + _TOLERANCE else Outcome.FAIL
         return _Judged(score, outcome, f"{start}; on this set, and {asked}", loss, margin)
     if score.interval is None:
-        return _Judged(score, Outcome.INCONCLUSIVE, f"{start}; no interval: {score.method}", loss, margin)
+        return _Judged(score, Outcome.INCONCLUSIVE, f"{start}; {_why_none(score.method)}", loss, margin)
     ends = sorted((sign * score.interval.low, sign * score.interval.high))
     interval = Interval(ends[0], ends[1], score.interval.confidence)
     narrow = _too_narrow(case, interval)
@@ -163,6 +163,11 @@ def _judge_value(case: Case, score: Score, name: str, limit: float) -> _Judged:
     outcome = Outcome.PASS if good else Outcome.FAIL
     found = f"{name} is {_number(score.value, score.unit)}, {asked}"
     return _Judged(score, outcome, found, score.value, limit, bound if interval else None, interval)
+
+
+def _why_none(method: str) -> str:
+    """The reason for which there is no interval; comparisons say the words themselves."""
+    return method if method.startswith("no interval") else f"no interval: {method}"
 
 
 def _too_narrow(case: Case, interval: Interval) -> str:

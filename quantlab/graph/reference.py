@@ -51,7 +51,7 @@ def random_feed(specs: Sequence[TensorSpec], rng: np.random.Generator) -> dict[s
 
 
 def _dtype(name: str) -> np.dtype[np.generic]:
-    if name.startswith(("bfloat", "float8", "float4", "float6")):
+    if name.startswith(("bfloat", "float8", "float4e", "float6e")):  # not float64
         import ml_dtypes
 
         kind: type[np.generic] = getattr(ml_dtypes, name)

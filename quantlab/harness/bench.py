@@ -10,6 +10,8 @@ from quantlab.documents import dump_json, read_json
 from quantlab.errors import DataError
 from quantlab.harness.bench_change import BenchChange
 from quantlab.harness.caution import Caution
+from quantlab.harness.device_timing import GpuTimings
+from quantlab.harness.end_to_end import EndToEnd
 from quantlab.harness.energy import Energy
 from quantlab.harness.queries import HOST_CLOCK, QueryFigures
 from quantlab.harness.rebuilds import Rebuilds
@@ -38,6 +40,7 @@ class BenchSettings:
         transfers: Whether the copies to and from a GPU are made in every query.
         spin: Whether the host spins while it waits for a GPU.
         seed: Of inputs, order and bootstrap.
+        end_to_end: Whether engines are timed from files to outputs too, for ``seconds`` in each setting.
     """
 
     batches: tuple[int, ...] = ()
@@ -51,6 +54,7 @@ class BenchSettings:
     transfers: bool = True
     spin: bool = False
     seed: int = 0
+    end_to_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ class Bench:
         cautions: What may make the figures other than they look.
         degradations: Of preparation, calibration and build of the engines.
         change: Against a saved measurement; None if there was none.
+        end_to_end: Engines against each other from files to outputs, by threads and batch size.
+        on_gpu: Engines against each other by CUDA events, by threads and batch size; only if the reference is on a GPU.
     """
 
     reference: str | None
@@ -174,6 +180,8 @@ class Bench:
     cautions: tuple[Caution, ...]
     degradations: tuple[Degradation, ...]
     change: BenchChange | None = None
+    end_to_end: tuple[EndToEnd, ...] = ()
+    on_gpu: tuple[GpuTimings, ...] = ()
 
     def engine(self, name: str) -> BenchEngine | None:
         """The engine of that name, or None."""
@@ -215,6 +223,8 @@ class Bench:
         names = [engine.name for engine in bench.engines]
         used = {row.engine for row in bench.queries} | {row.engine for row in bench.openings}
         used |= {name for point in bench.interleaved for name in point.timings.latencies}
+        used |= {name for point in bench.on_gpu for timings in point.timings for name in timings.latencies}
+        used |= {name for point in bench.end_to_end for name in (*point.timings.latencies, *point.reading.latencies)}
         if len(set(names)) != len(names) or not used <= set(names) or (bench.reference or "") not in {*names, ""}:
             raise DataError(
                 f"bench {path} is damaged",

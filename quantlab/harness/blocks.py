@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,10 @@ from quantlab.harness.timings import LatencySettings, Stop
 from quantlab.statistics.ratio import half_width, ratio_of_pairs
 
 Floats = NDArray[np.float64]
+
+Seek = Callable[[int], object]
+"""Told before each block, untimed, with the number of its first call: one for all blocks of a round, so that engines
+that are fed from a stream get the same part of it."""
 
 MIN_BLOCKS = 20
 """Blocks of each engine below which intervals are coarse, and timing never stops for precision."""
@@ -103,7 +108,12 @@ def pairs_of(medians_ns: Mapping[str, Floats], label: str, reference: str) -> Fl
 
 
 def measure(
-    timers: Mapping[str, Timer], sizes: Mapping[str, int], reference: str, settings: LatencySettings, clock: Clock
+    timers: Mapping[str, Timer],
+    sizes: Mapping[str, int],
+    reference: str,
+    settings: LatencySettings,
+    clock: Clock,
+    seek: Seek | None = None,
 ) -> tuple[Measured, ...]:
     """Time blocks until one of the limits is reached.
 
@@ -114,6 +124,7 @@ def measure(
         reference: Label that precision is judged against.
         settings: Limits and seed.
         clock: The host's.
+        seek: See `Seek`; all ``sizes`` are then equal, and so are the calls in a timing.
 
     Returns:
         One for each boundary that the timers see, all of the same rounds.
@@ -121,7 +132,7 @@ def measure(
     Raises:
         MeasurementError: If the clock goes backwards, or jumps again and again.
     """
-    rounds = _Rounds(timers, sizes, clock)
+    rounds = _Rounds(timers, sizes, clock, seek)
     generator = np.random.default_rng(settings.seed)
     collecting = gc.isenabled()
     gc.disable()
@@ -171,11 +182,14 @@ def _precise(medians_ns: Mapping[str, Floats], reference: str, settings: Latency
 class _Rounds:
     """Blocks of all rounds so far."""
 
-    def __init__(self, timers: Mapping[str, Timer], sizes: Mapping[str, int], clock: Clock) -> None:
+    def __init__(
+        self, timers: Mapping[str, Timer], sizes: Mapping[str, int], clock: Clock, seek: Seek | None = None
+    ) -> None:
         self._timers = tuple(timers.values())
         self._labels = tuple(timers)
         self._sizes = tuple(sizes[label] for label in timers)
         self._clock = clock
+        self._seek = seek
         self._expected: dict[int, float] = {}
         self._blocks: list[list[Floats]] = [[] for _ in timers]
         self._medians: list[list[Floats]] = [[] for _ in timers]
@@ -186,14 +200,19 @@ class _Rounds:
     def pair(self, order: Sequence[int]) -> None:
         """Time a round and its reverse; both are left out if the clock jumps in between."""
         made: list[tuple[int, Floats]] = []
-        for index in (*order, *reversed(order)):
+        for turn, index in enumerate((*order, *reversed(order))):
             timer, size = self._timers[index], self._sizes[index]
+            if self._seek is not None:
+                made_before = len(self.order) + turn // len(order)
+                self._seek(made_before * (size + (size > 1)) * timer.calls_per_timing)
             watch = Watch(self._clock)
             if size > 1:
                 timer.time(1)
             block = np.atleast_2d(timer.time(size))
             typical = timer.calls_per_timing * float(np.median(block[0]))
-            expected = self._expected.setdefault(index, typical) * (size + 1)
+            self._expected[index] = min(self._expected.get(index, math.inf), typical)
+            # From a stream, one sample may well take twenty times another: then only a suspension is told apart.
+            expected = self._expected[index] * (size + 1) if self._seek is None else math.inf
             if watch.jumped(block, expected):
                 self.jumps += 1
                 if self.jumps > max(_MOST_JUMPS, len(self.order) // 2):

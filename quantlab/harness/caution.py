@@ -39,6 +39,8 @@ class CautionCode(StrEnum):
     """The time of computing varies by more than 2.5 %."""
     NO_GRAPH = "no-cuda-graph"
     """An engine could not be captured as a CUDA graph; none was."""
+    NO_GPU_RATIO = "no-ratio-on-gpu"
+    """The reference is not timed on the GPU, so the engines that are have no ratios there."""
     UNKNOWN_ENVIRONMENT = "environment-unknown"
     """Times were read from a file that does not say where they were taken."""
     ENVIRONMENT_DIFFERS = "environment-differs"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,20 @@ import numpy as np
 from quantlab.datasets import Batch, Dataset, batches
 from quantlab.datasets.slices import SliceTable
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
-from quantlab.engines.protocol import Arrays, DeviceTimed, Engine
+from quantlab.engines.protocol import Arrays, BlockTimed, DeviceTimed, Engine
 from quantlab.errors import EngineMismatch, MeasurementError
 from quantlab.harness.comparison import Comparison, Score, VariantResult, WorstSample
+from quantlab.harness.device_timing import EngineDiedError, time_on_gpu
 from quantlab.harness.drift_pass import DriftPass, drift_pass
 from quantlab.harness.environment import environment
 from quantlab.harness.latency import LatencySettings, Timings, time_engines
+from quantlab.harness.measurement import Boundary
 from quantlab.harness.samples import SampleWriter
 from quantlab.harness.scoring import ScoringSettings, confusions, scores, worst_samples
 from quantlab.harness.slicing import Slicing, slicing
 from quantlab.harness.tasks.protocol import CountChange, Degraded
 from quantlab.harness.tasks.registry import TaskRequest
+from quantlab.harness.timings import TimingWarning
 from quantlab.harness.trtexec import DeviceFigures, device_figures
 from quantlab.progress import Narrator
 from quantlab.statistics.bootstrap import Resampling
@@ -100,9 +103,13 @@ def compare(
     failures = list(found.failures)
     timings = _time(running, found.first, settings, narrator, failures)
     device = _time_device(running, found.first, settings, narrator, failures)
-    results = tuple(_result(engine, found, findings, timings, device.get(engine.sidecar.name)) for engine in running)
+    on_gpu = _interleave_on_gpu(running, device, found.first, settings, narrator, failures)
+    results = tuple(
+        _result(engine, found, findings, timings, device.get(engine.sidecar.name), on_gpu) for engine in running
+    )
     degradations = [*dataset.degradations, *failures, *_overlap(ordered, dataset)]
     degradations += found.task.degradations if isinstance(found.task, Degraded) else ()
+    degradations += _nothing_to_lose(results[0])
     for engine in ordered:
         degradations += engine.sidecar.degradations
     if fixed and n % fixed:
@@ -121,12 +128,28 @@ def compare(
         n_samples=n,
         seed=settings.seed,
         noise_floor=timings.noise_floor if timings else None,
-        timing_warnings=timings.warnings if timings else (),
+        timing_warnings=_timing_warnings(timings, on_gpu),
         environment=environment(settings.threads),
         degradations=merge_degradations(degradations),
         task=found.task.name,
         slices_left_out=findings.slicing.left_out,
+        device_noise_floor=on_gpu.noise_floor if on_gpu else None,
     )
+
+
+def _nothing_to_lose(reference: VariantResult) -> list[Degradation]:
+    """A reference that is never right by the task's first figure: every variant would be as good."""
+    first = next(iter(reference.scores), None)
+    if (
+        first is None
+        or first.unit != "%"
+        or not first.higher_is_better
+        or first.against_reference
+        or first.value != 0.0
+    ):
+        return []
+    message = f"{reference.name}, the reference, has {first.figure} 0 % of {first.n:,} samples: nothing can be lost"
+    return [Degradation(DegradationCode.REFERENCE_SCORES_NOTHING, message, first.n)]
 
 
 def _reference_first(engines: Sequence[Engine], reference: str) -> list[Engine]:
@@ -178,7 +201,12 @@ def _class_words(label: int | None, names: tuple[str, ...] | None) -> str | None
 
 
 def _result(
-    engine: Engine, found: DriftPass, findings: _Findings, timings: Timings | None, device: DeviceFigures | None
+    engine: Engine,
+    found: DriftPass,
+    findings: _Findings,
+    timings: Timings | None,
+    device: DeviceFigures | None,
+    on_gpu: Timings | None,
 ) -> VariantResult:
     sidecar = engine.sidecar
     outputs, classification = found.meters[sidecar.name].drift(len(found.ids))
@@ -199,15 +227,16 @@ def _result(
         scores=findings.scores[sidecar.name],
         worst=findings.worst[sidecar.name],
         confusions=findings.confusions[sidecar.name],
+        device_latency=on_gpu.latencies.get(sidecar.name) if on_gpu else None,
     )
 
 
-class _EngineDiedError(MeasurementError):
-    """A timed engine failed."""
-
-    def __init__(self, name: str, cause: MeasurementError) -> None:
-        super().__init__(cause.what, got=cause.got, expected=cause.expected, hint=cause.hint)
-        self.name = name
+def _timing_warnings(timings: Timings | None, on_gpu: Timings | None) -> tuple[TimingWarning, ...]:
+    found = on_gpu.warnings if on_gpu else ()
+    return (
+        *(timings.warnings if timings else ()),
+        *(replace(warning, message=f"on the GPU: {warning.message}") for warning in found),
+    )
 
 
 def _time(
@@ -228,14 +257,14 @@ def _time(
         try:
             return engine.run(inputs)
         except MeasurementError as error:
-            raise _EngineDiedError(engine.sidecar.name, error) from error
+            raise EngineDiedError(engine.sidecar.name, error) from error
 
     while True:
         narrator.say(f"timing {len(left)} variants at batch {size} for about {settings.latency.seconds:g} s")
         calls = {engine.sidecar.name: (lambda engine=engine: call_of(engine)) for engine in left}
         try:
             return time_engines(calls, reference, size, settings.latency)
-        except _EngineDiedError as error:
+        except EngineDiedError as error:
             if error.name == reference:
                 raise
             failures.append(_untimed(error.name, "has no latency", error))
@@ -288,6 +317,47 @@ def _time_device(
         except MeasurementError as error:
             failures.append(_untimed(name, "has no times on the GPU", error))
     return found
+
+
+def _interleave_on_gpu(
+    engines: Sequence[Engine],
+    device: Mapping[str, DeviceFigures],
+    first: Batch,
+    settings: CompareSettings,
+    narrator: Narrator,
+    failures: list[Degradation],
+) -> Timings | None:
+    """Execution on the GPU of the engines that have figures there, against each other and in the mode of the figures.
+
+    None without the reference among them, as there is nothing then to take ratios to. One that fails is named in
+    ``failures``, and the others start again.
+    """
+    reference = engines[0].sidecar.name
+    left = {
+        engine.sidecar.name: engine
+        for engine in engines
+        if isinstance(engine, BlockTimed) and engine.sidecar.name in device
+    }
+    if settings.latency is None or not left:
+        return None
+    if reference not in left:
+        narrator.say(f"       no ratios on the GPU: the reference {reference} is not timed there")
+        return None
+    inputs, size = _timed_batch(engines, first, settings)
+    while len(left) > 1:
+        narrator.say(
+            f"timing {len(left)} engines against each other on the GPU at batch {size} for at most "
+            f"{settings.latency.seconds:g} s"
+        )
+        try:
+            found = time_on_gpu(left, reference, inputs, size, settings.latency, use_graph=device[reference].graph)
+            return found[Boundary.DEVICE]
+        except EngineDiedError as error:
+            failures.append(_untimed(error.name, "has no ratio on the GPU", error))
+            if error.name == reference:
+                return None
+            del left[error.name]
+    return None
 
 
 def _overlap(engines: Sequence[Engine], dataset: Dataset) -> list[Degradation]:

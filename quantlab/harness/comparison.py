@@ -160,6 +160,8 @@ class VariantResult:
         classification: Top-k decisions; None if no output looks like class scores.
         latency: None where latency was not measured.
         device: Times on the GPU by CUDA events, by trtexec's definitions; None where there are none.
+        device_latency: Execution on the GPU in interleaved blocks, with the ratio to the reference; None where this
+            variant or the reference has no times there.
         scores: Figures of the task, over all samples first, then slice by slice.
         worst: Samples that got worst, worst first.
         confusions: Cells of the confusion matrix that changed most.
@@ -181,6 +183,7 @@ class VariantResult:
     scores: tuple[Score, ...] = ()
     worst: tuple[WorstSample, ...] = ()
     confusions: tuple[CountChange, ...] = ()
+    device_latency: Latency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,7 @@ class Comparison:
         task: What the model is for: ``classify``, ``outputs``, ``detect``, ``segment``, ``regress`` or ``custom``.
         slices_left_out: By column: slices that are not told, because there are too many of them.
         timing_warnings: What may make latencies other than they seem, such as a machine that is too noisy.
+        device_noise_floor: As ``noise_floor``, of ``device_latency``.
     """
 
     reference: str
@@ -218,6 +222,7 @@ class Comparison:
     task: str = "outputs"
     slices_left_out: Mapping[str, int] = field(default_factory=dict)
     timing_warnings: tuple[TimingWarning, ...] = ()
+    device_noise_floor: Interval | None = None
 
     def variant(self, name: str) -> VariantResult | None:
         """The result of that name, or None."""

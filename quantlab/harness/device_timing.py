@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,27 @@ Floats = NDArray[np.float64]
 
 EVENT_BOUNDARIES = (Boundary.DEVICE, Boundary.ENQUEUE, Boundary.TRANSFERS)
 """What one block of queries sees; the last one only if it makes copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTimings:
+    """Engines timed against each other on their GPU in one setting.
+
+    Attributes:
+        threads: Of each engine on the CPU.
+        batch_size: Samples a query.
+        graph: Whether compute was launched as a CUDA graph.
+        transfers: Whether copies were made.
+        spin: Whether the host spun while it waited.
+        timings: One for each boundary, all of the same queries; see ``Timings.boundary``.
+    """
+
+    threads: int
+    batch_size: int
+    graph: bool
+    transfers: bool
+    spin: bool
+    timings: tuple[Timings, ...]
 
 
 class EngineDiedError(MeasurementError):

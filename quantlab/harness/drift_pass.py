@@ -18,7 +18,7 @@ from quantlab.harness.drift import ClassificationMeter, OutputMeter, classificat
 from quantlab.harness.samples import SampleWriter
 from quantlab.harness.tasks.classify import check_labels
 from quantlab.harness.tasks.protocol import AnyMeter, Pair, PairedMeter, Task
-from quantlab.harness.tasks.registry import Beginning, TaskRequest, task_for
+from quantlab.harness.tasks.registry import OWN_TRUTHS, Beginning, TaskRequest, task_for
 
 Array = NDArray[np.generic]
 
@@ -50,7 +50,15 @@ class VariantMeters:
         else:
             columns = dict(self.task.add(batch, got))
         for name, found in rows.items():
-            columns |= found.columns(name)
+            of_output = found.columns(name)
+            twice = columns.keys() & of_output.keys()
+            if twice:
+                raise MeasurementError(
+                    f"two columns of the file of samples are named {min(twice)!r}",
+                    got=f"a column of the task and one of the output {name!r}",
+                    hint="rename the column of the truths or the figure of the metric",
+                )
+            columns |= of_output
         return columns
 
     def drift(self, samples: int) -> tuple[tuple[OutputDrift, ...], Classification | None]:
@@ -113,12 +121,16 @@ def drift_pass(
     ids: list[str] = []
     labels: list[int | None] = []
     for batch in stream:
-        expected = engines[0].run(batch.inputs)
+        try:
+            expected = engines[0].run(batch.inputs)
+        except MeasurementError as error:
+            what = f"{error.what}, at {_which(batch)}; it is the reference, without which there is nothing to compare"
+            raise MeasurementError(what, got=error.got, expected=error.expected, hint=error.hint) from error
         if task is None or first is None:
             first = batch
             _check_outputs(engines[0], expected)
             task = task_for(request, Beginning(dataset, batch, expected))
-            scores = classification_output(expected)
+            scores = None if task.name in OWN_TRUTHS else classification_output(expected)
             meters = {engine.sidecar.name: VariantMeters(engine, task, scores) for engine in engines}
         ids += batch.ids
         labels += batch.labels
@@ -142,9 +154,12 @@ def drift_pass(
 
 
 def _failure(name: str, batch: Batch, before: int, error: MeasurementError) -> Degradation:
-    many = f"one of the samples {batch.ids[0]!r} to {batch.ids[-1]!r}" if len(batch.ids) > 1 else repr(batch.ids[0])
-    message = f"{name} failed at {many}, after {before:,} samples, and is left out: {error.what}"
+    message = f"{name} failed at {_which(batch)}, after {before:,} samples, and is left out: {error.what}"
     return Degradation.of(DegradationCode.ENGINE_FAILED, message, [name])
+
+
+def _which(batch: Batch) -> str:
+    return f"one of the samples {batch.ids[0]!r} to {batch.ids[-1]!r}" if len(batch.ids) > 1 else repr(batch.ids[0])
 
 
 def _slice_columns(slices: SliceTable | None, batch: Batch) -> dict[str, Array]:

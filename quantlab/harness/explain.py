@@ -13,8 +13,9 @@ _WITHOUT_CAUSE = "; the result does not say why: see where the time goes with qu
 def slower_than_fp32(comparison: Comparison) -> tuple[str, ...]:
     """A sentence for each variant that was shown to be slower than FP32 on its own backend.
 
-    Emulations are left out: their times mean nothing. Shown is what the interval of the latency ratio to the reference excludes. Where FP32 on the backend is another
-    variant than the reference, the intervals of both must not meet. Variants without such an FP32 are left out.
+    Emulations are left out: their times mean nothing. Shown is what the interval of the latency ratio to the
+    reference excludes. Where FP32 on the backend is another variant than the reference, the intervals of both must
+    not meet. Variants without such an FP32 are left out.
     """
     return tuple(sentence for result in comparison.variants if (sentence := _sentence(result, comparison)) is not None)
 

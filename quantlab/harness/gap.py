@@ -64,8 +64,9 @@ class GapMeter:
         expected, got = np.asarray(reference, np.float64), np.asarray(value, np.float64)
         same = (expected == got) | (np.isnan(expected) & np.isnan(got))
         known, finite = np.isfinite(expected), np.isfinite(got)
-        difference = got[known & finite] - expected[known & finite]
-        signal, noise = float(np.sum(expected[known & finite] ** 2)), float(np.sum(difference * difference))
+        with np.errstate(over="ignore"):  # an infinite sum is -inf or inf dB
+            difference = got[known & finite] - expected[known & finite]
+            signal, noise = float(np.sum(expected[known & finite] ** 2)), float(np.sum(difference * difference))
         differing, non_finite = int(np.count_nonzero(~same)), int(np.count_nonzero(~finite & ~same))
         self.values += expected.size
         self.differing += differing

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import ConfigError, MeasurementError
-from quantlab.harness.blocks import MIN_BLOCKS, HostTimer, Measured, Timer, measure, pairs_of
+from quantlab.harness.blocks import MIN_BLOCKS, HostTimer, Measured, Seek, Timer, measure, pairs_of
 from quantlab.harness.clocks import SYSTEM_CLOCK, Clock, resolution_ns
 from quantlab.harness.measurement import Boundary, Change, Latency, Outliers
 from quantlab.harness.outliers import classify_outliers
@@ -64,8 +64,7 @@ def time_engines(
     """Time ``calls`` against each other by the host's clock.
 
     Args:
-        calls: One call of each engine on fixed input, by variant name. For `Boundary.END_TO_END` the call also decodes
-            and preprocesses.
+        calls: One call of each engine on fixed input, by variant name.
         reference: Name of the engine that ratios are taken to.
         batch_size: Samples in a call.
         settings: Budget and seed.
@@ -79,7 +78,7 @@ def time_engines(
     _check(calls, reference, settings)
     resolution = resolution_ns(clock)
     least_ns = RESOLUTION_FACTOR * resolution
-    timers = {name: HostTimer(call, clock, _calls_per_timing(call, clock, least_ns)) for name, call in calls.items()}
+    timers = {name: HostTimer(call, clock, calls_per_timing(call, clock, least_ns)) for name, call in calls.items()}
     return _time(timers, reference, batch_size, settings, (boundary,), clock, resolution)[boundary]
 
 
@@ -104,6 +103,8 @@ def time_boundaries(
     boundaries: Sequence[Boundary],
     *,
     clock: Clock = SYSTEM_CLOCK,
+    resolution: float = math.nan,
+    seek: Seek | None = None,
 ) -> dict[Boundary, Timings]:
     """The same with timers that see several boundaries of the same calls: one measurement, one result a boundary.
 
@@ -114,26 +115,28 @@ def time_boundaries(
         settings: Budget and seed; warm-up, length of blocks and precision are those of the first boundary.
         boundaries: What the timers see.
         clock: The host's, which the budget goes by.
+        resolution: Step of the clock that the timers read, in nanoseconds; NaN where it is not known.
+        seek: See `Seek`; blocks of all engines then have the same number of calls.
 
     Raises:
         MeasurementError: As for `time_engines`.
         ConfigError: If a setting makes no sense.
     """
     _check(timers, reference, settings)
-    return _time(timers, reference, batch_size, settings, boundaries, clock, math.nan)
+    return _time(timers, reference, batch_size, settings, boundaries, clock, resolution, seek)
 
 
 def change_of(estimate: RatioEstimate, control: RatioEstimate, settings: LatencySettings) -> Change:
     """The word for a ratio.
 
-    Where the control says that the machine is too noisy, a difference counts only if it is larger than the largest
-    that the control's interval holds, and nothing is equivalent.
+    Where the control says that the machine is too noisy, a difference counts only if it is larger, as a factor, than
+    the largest that the control's interval holds in either direction, and nothing is equivalent.
     """
     noisy = noise_of(control, settings) is not None
-    allowed = _deviation(control.interval) if noisy else 0.0
-    if estimate.interval.high < 1.0 - allowed:
+    allowed = _largest_factor(control.interval) if noisy else 1.0
+    if estimate.interval.high < 1.0 / allowed:
         return Change.FASTER
-    if estimate.interval.low > 1.0 + allowed:
+    if estimate.interval.low > allowed:
         return Change.SLOWER
     equivalence = estimate.equivalence_interval
     if not noisy and equivalence.low >= 1.0 - settings.margin and equivalence.high <= 1.0 + settings.margin:
@@ -159,12 +162,13 @@ def noise_of(control: RatioEstimate, settings: LatencySettings) -> str | None:
 
 
 def _percent(interval: Interval) -> str:
-    deviation = _deviation(interval)
-    return f"{100.0 * deviation:.1f} %" if math.isfinite(deviation) else "any size"
+    factor = _largest_factor(interval)
+    return f"{100.0 * (factor - 1.0):.1f} %" if math.isfinite(factor) else "any size"
 
 
-def _deviation(interval: Interval) -> float:
-    return max(abs(interval.low - 1.0), abs(interval.high - 1.0))
+def _largest_factor(interval: Interval) -> float:
+    """A ratio of one half is as far from 1 as one of 2."""
+    return max(interval.high, 1.0 / interval.low) if interval.low > 0.0 else math.inf
 
 
 def _check(names: Mapping[str, object], reference: str, settings: LatencySettings) -> None:
@@ -176,9 +180,11 @@ def _check(names: Mapping[str, object], reference: str, settings: LatencySetting
         value = getattr(settings, name)
         if not 0.0 <= value < math.inf:
             raise ConfigError(f"the timing setting {name} is out of range", got=value, expected="0 or more, finite")
+    if settings.seed < 0:
+        raise ConfigError("the timing setting seed is out of range", got=settings.seed, expected="0 or more")
 
 
-def _calls_per_timing(call: Callable[[], object], clock: Clock, least_ns: float) -> int:
+def calls_per_timing(call: Callable[[], object], clock: Clock, least_ns: float) -> int:
     """Calls that take so long together; 1 if one does.
 
     Raises:
@@ -202,18 +208,25 @@ def _time(
     boundaries: Sequence[Boundary],
     clock: Clock,
     resolution: float,
+    seek: Seek | None = None,
 ) -> dict[Boundary, Timings]:
     block_ns = max(settings.block_ms * 1e6, 0.0 if math.isnan(resolution) else RESOLUTION_FACTOR * resolution)
     warm_ups: dict[str, WarmUp] = {}
     sizes: dict[str, int] = {}
     for name, timer in timers.items():
+        if seek is not None:
+            seek(0)
         warm_ups[name], typical = warm_up(timer, settings)
         sizes[name] = max(1, math.ceil(block_ns / (max(typical, 1.0) * timer.calls_per_timing)))
+    if seek is not None:
+        sizes = dict.fromkeys(sizes, max(sizes.values()))
     labelled = {**timers, CONTROL: timers[reference]}
     sizes[CONTROL] = sizes[reference]
     return {
         boundary: _timings(measured, labelled, reference, batch_size, settings, boundary, resolution, warm_ups)
-        for boundary, measured in zip(boundaries, measure(labelled, sizes, reference, settings, clock), strict=True)
+        for boundary, measured in zip(
+            boundaries, measure(labelled, sizes, reference, settings, clock, seek), strict=True
+        )
     }
 
 

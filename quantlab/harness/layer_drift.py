@@ -81,7 +81,7 @@ def layer_drift(
         model=original.path.name if original.path is not None else original.name,
         model_sha256=original.sha256,
         parts=parts,
-        stored=tuple(_stored(twins, part) for part in twins.stored),
+        stored=tuple(stored_drift(twins, part) for part in twins.stored),
         finding=finding,
         worst=worst,
         emulated=EMULATED,
@@ -206,8 +206,8 @@ def _drop(before: float, after: float | None) -> float | None:
     return 0.0 if before == after else before - after
 
 
-def _stored(twins: TwinGraph, part: Part) -> PartDrift:
-    """A weight or bias: the error of its stored values."""
+def stored_drift(twins: TwinGraph, part: Part) -> PartDrift:
+    """A weight or bias: the error of its stored values; None where the original's has another shape."""
     initializers = {tensor.name: tensor for tensor in twins.model.proto.graph.initializer}
     exact = np.asarray(tensor_array(twins.model, initializers[part.tensor]))
     model = twins.model.with_proto(stored_model(twins, part))

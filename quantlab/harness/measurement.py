@@ -16,6 +16,7 @@ class Boundary(StrEnum):
     ENQUEUE = "enqueue"
     TRANSFERS = "h2d+device+d2h"
     END_TO_END = "end-to-end"
+    READING = "reading"
 
     @property
     def words(self) -> str:
@@ -28,7 +29,8 @@ _BOUNDARIES = {
     Boundary.DEVICE: "device: execution on the GPU, by CUDA events",
     Boundary.ENQUEUE: "enqueue: the host's call that enqueues the execution",
     Boundary.TRANSFERS: "h2d+device+d2h: copy of the inputs to the GPU, execution, copy of the outputs back",
-    Boundary.END_TO_END: "end-to-end: decoding, preprocessing and run(), from files to outputs in memory",
+    Boundary.END_TO_END: "end-to-end: decoding, preprocessing, batching and run(), from files to outputs in memory",
+    Boundary.READING: "reading: the part of end-to-end before run(), from files to inputs in memory",
 }
 
 

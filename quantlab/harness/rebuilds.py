@@ -46,7 +46,8 @@ class Rebuilds:
         builds: Each of them.
         different_files: How many of the files differ.
         ratio: Geometric mean of the builds' ratios to the reference.
-        interval: Of that mean, over builds (Student t); it holds for the next build, not only for these.
+        interval: Of that mean, over all builds that could be made, not of these alone (Student t); never narrower than
+            the error of measuring them allows. One build may lie outside, see ``between_percent``.
         between_percent: Standard deviation between builds.
         within_percent: Standard error of measuring one build.
     """
@@ -78,7 +79,8 @@ def rebuilds(engine: str, builds: Sequence[Build], confidence: float = 0.95) -> 
     within = float(np.mean(errors**2))
     variance = float(np.var(logs, ddof=1))
     center, n = float(np.mean(logs)), len(builds)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * np.sqrt(variance / n)
+    # Builds that agree by chance are no more exact than their measurement, as in `quantlab.statistics.random_effects`.
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * np.sqrt(max(variance, within) / n)
     return Rebuilds(
         engine=engine,
         builds=tuple(builds),

@@ -12,7 +12,7 @@ from quantlab.errors import MeasurementError
 from quantlab.harness.blocks import pairs_of
 from quantlab.harness.latency import change_of, noise_of
 from quantlab.harness.measurement import Latency, Outliers
-from quantlab.harness.timings import CONTROL, TimingCode, Timings, TimingWarning, Variation
+from quantlab.harness.timings import CONTROL, Stop, TimingCode, Timings, TimingWarning, Variation
 from quantlab.statistics.interval import Interval
 from quantlab.statistics.random_effects import Combined, combine
 from quantlab.statistics.ratio import CONFIDENCE, EQUIVALENCE_CONFIDENCE, RatioEstimate, ratio_of_pairs
@@ -23,8 +23,8 @@ def combine_timings(repetitions: Sequence[Timings]) -> Timings:
 
     Ratios are combined by random effects on the logarithmic scale (`quantlab.statistics.random_effects`), so their
     intervals are over repetitions: with three of them, Student's quantile is 4.3. Other figures are medians over the
-    repetitions, counts are sums, and percentiles have no interval; each repetition keeps its own. A single one is
-    returned as it is.
+    repetitions, counts are sums, and percentiles have no interval; each repetition keeps its own. It stopped for
+    precision if all did. A single one is returned as it is.
 
     Raises:
         MeasurementError: If there is none, or they are not of the same engines.
@@ -55,7 +55,7 @@ def combine_timings(repetitions: Sequence[Timings]) -> Timings:
         latencies=latencies,
         noise_floor=control.interval,
         control_ratio=control.ratio,
-        stop=first.stop if len(stops) == 1 else next(one.stop for one in repetitions if one.stop != first.stop),
+        stop=next((stop for stop in (Stop.TIME, Stop.ROUNDS) if stop in stops), Stop.PRECISION),
         elapsed_s=sum(one.elapsed_s for one in repetitions),
         order=(),
         blocks_ms={},

@@ -70,13 +70,23 @@ class SampleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._flush()
-        finally:
-            if self._writer is not None:
-                self._writer.close()
+        if kind is not None:
+            self._abandon()
             self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:  # an error of the last rows, such as a full disk, must keep the file from its name too
+            try:
+                self._flush()
+                self._writer.close()
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _abandon(self) -> None:
+        """Let go of the file; closing it properly would write to a disk that may be full."""
+        if self._writer is not None:
+            self._writer.is_open = False
+            self._writer = None
 
     def add(self, batch: Batch, variant: str, columns: Mapping[str, NDArray[np.generic]]) -> None:
         """Add the rows of one variant for a batch.
@@ -104,7 +114,7 @@ class SampleWriter:
             if escaped(name) in arrays:
                 raise MeasurementError(
                     f"two columns of the file of samples are named {name!r}",
-                    hint="rename the output or the column of --slices",
+                    hint="rename the output, the column of --slices or of the truths, or the figure of the metric",
                 )
             arrays[escaped(name)] = _array(values)
         if self._schema is None:

@@ -174,7 +174,9 @@ class _Told:
             self._add(figure, name, n, value, reference, made)
 
     def _too_few(self, n: int) -> Bootstrapped:
-        return Bootstrapped(None, f"no interval: {n} samples, at least {self.least} are needed")
+        return Bootstrapped(
+            None, f"no interval: {n} {'sample' if n == 1 else 'samples'}, at least {self.least} are needed"
+        )
 
     def _add(self, figure: Figure, name: str, n: int, value: float, reference: float, made: Bootstrapped) -> None:
         itself = name == self.reference

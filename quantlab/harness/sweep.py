@@ -12,11 +12,12 @@ from threading import Barrier
 from types import ModuleType
 from typing import Any
 
-from quantlab.engines.protocol import Arrays, DeviceTimed, Engine
+from quantlab.engines.protocol import Arrays, BlockTimed, DeviceTimed, Engine
 from quantlab.engines.tensorrt.timing import DeviceTimes
 from quantlab.errors import MeasurementError
 from quantlab.harness.bench import BenchSettings, QueryRow
 from quantlab.harness.caution import Caution, CautionCode
+from quantlab.harness.device_timing import EngineDiedError, GpuTimings, time_on_gpu
 from quantlab.harness.energy import Energy, EnergyMeter
 from quantlab.harness.gpu import Gpu
 from quantlab.harness.gpus import nvidia_gpus
@@ -81,6 +82,54 @@ def time_against_each_other(
         return lambda: engine.run(inputs)
 
     return time_engines({name: call_of(engine) for name, engine in engines.items()}, reference, batch_size, settings)
+
+
+def time_gpu_engines(
+    engines: Sequence[Engine],
+    inputs: Arrays,
+    threads: int,
+    batch_size: int,
+    settings: BenchSettings,
+    latency: LatencySettings,
+    narrator: Narrator,
+) -> tuple[GpuTimings | None, tuple[Caution, ...]]:
+    """Interleaved rounds by CUDA events of the engines that can time themselves so; the first engine is the reference.
+
+    If one of them cannot be captured as a CUDA graph, none is.
+
+    Returns:
+        None if there is no such engine, or the reference is none of them; and what was seen.
+
+    Raises:
+        MeasurementError: If an engine fails.
+    """
+    timed = {engine.sidecar.name: engine for engine in engines if isinstance(engine, BlockTimed)}
+    reference = engines[0].sidecar.name
+    if not timed:
+        return None, ()
+    if reference not in timed:
+        text = f"{', '.join(timed)} have no ratios on the GPU, because the reference {reference} is not timed there"
+        return None, (Caution(CautionCode.NO_GPU_RATIO, text),)
+    narrator.say(
+        f"timing {len(timed)} engines against each other on the GPU for about {settings.seconds:g} s: "
+        f"batch {batch_size}"
+    )
+
+    def timings(*, graph: bool) -> GpuTimings:
+        found = time_on_gpu(
+            timed, reference, inputs, batch_size, latency, use_graph=graph, transfers=settings.transfers,
+            spin=settings.spin,
+        )  # fmt: skip
+        return GpuTimings(threads, batch_size, graph, settings.transfers, settings.spin, tuple(found.values()))
+
+    try:
+        return timings(graph=settings.graph), ()
+    except EngineDiedError as error:
+        if not settings.graph:
+            raise
+        narrator.say(f"       without CUDA graphs: {error.what}")
+        caution = Caution(CautionCode.NO_GRAPH, f"no CUDA graphs were used: {error.what}")
+    return timings(graph=False), (caution,)
 
 
 def query_engines(

@@ -151,7 +151,7 @@ class _Measurement:
                 FP32_OPTIMIZED: _Reference(FP32_OPTIMIZED, model, lambda: open_plain(model, threads)),
             }
         self.rows = {name: RowMeters(self.names) for name in (*self.references, *(r.name for r in runtimes))}
-        self.n_samples = 0
+        self.n_samples = self.n_different = 0
 
     def measure(self, dataset: Dataset, narrator: Narrator) -> Truth:
         size = self.settings.batch_size
@@ -162,6 +162,7 @@ class _Measurement:
             self._add(batch)
         if self.n_samples == 0:
             raise DataError(f"data set {dataset.name} has no samples to compare on")
+        self.n_different = len({entry.sha256 for entry in dataset.manifest.entries})
         return self._result(dataset)
 
     def _try_out(self, sample: Arrays) -> None:
@@ -283,7 +284,7 @@ class _Measurement:
             rounded=floats.terms(name, "exact"),
         )
         is_float = output.graph is not None and output.graph.sqnr_db is not None
-        return replace(output, figures=truth_figures(distances, is_float, self.settings.resampling))
+        return replace(output, figures=truth_figures(distances, is_float, self.n_different, self.settings.resampling))
 
     def _reference_row(self, reference: _Reference) -> TruthRow:
         role = Role.GRAPH if reference.name in (GRAPH_DOUBLE, GRAPH_FLOAT) else Role.ORIGINAL

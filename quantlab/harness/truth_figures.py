@@ -27,6 +27,10 @@ NEAR_DB = 60.0
 ROUNDING_DB = 3.0
 """It may lie further from float64 than float32 as written does by so much: kernels add up in other orders."""
 
+_LARGEST_SUM = 1e290
+_MOST_TIMES = 1000.0
+"""A number of samples is told up to so many times those that there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -74,10 +78,6 @@ class Estimate:
         return int(np.ceil(n * (reach / distance) ** 2))
 
 
-_MOST_TIMES = 1000.0
-"""Times as many samples as there are that are worth telling."""
-
-
 @dataclass(frozen=True, slots=True)
 class TruthFigures:
     """Figures of one output of a runtime; all but the first None where there is nothing to compute them from.
@@ -116,42 +116,55 @@ class Distances:
     rounded: Floats | None
 
 
-def truth_figures(distances: Distances, is_float: bool, how: Resampling) -> TruthFigures:
-    """Figures of one output with their intervals."""
-    places, columns = {}, []
-    for name in ("own", "rounding", "total", "quantization", "rounded"):
-        terms = getattr(distances, name)
-        if terms is not None:
-            places[name] = slice(len(columns) * len(TERMS), (len(columns) + 1) * len(TERMS))
-            columns.append(terms)
-    table = np.nan_to_num(np.hstack(columns))  # an overflow becomes the largest number: see `Additive`
+def truth_figures(distances: Distances, is_float: bool, different: int, how: Resampling) -> TruthFigures:
+    """Figures of one output with their intervals.
 
-    def part(name: str) -> Callable[[Floats], Floats]:
-        return lambda sums: sums[:, places[name]]
+    Args:
+        distances: By sample.
+        is_float: Whether the output is one of floating-point numbers.
+        different: Samples that are not repeats of others; fewer than `LEAST_SAMPLES` have no interval.
+        how: Of the resamples.
+    """
+    found = {name: getattr(distances, name) for name in ("own", "rounding", "total", "quantization", "rounded")}
+    given = {name: _finite(terms) for name, terms in found.items() if terms is not None}
+    places = {name: slice(len(TERMS) * i, len(TERMS) * (i + 1)) for i, name in enumerate(given)}
+    table = np.hstack(list(given.values()))
 
+    def decibels(sums: Floats, name: str) -> Floats:
+        return sqnr(sums[:, places[name]])
+
+    def near(sums: Floats) -> Floats:
+        return nearness(decibels(sums, "own"), decibels(sums, "rounding") if "rounding" in places else None)
+
+    def lost(sums: Floats, name: str = "total") -> Floats:
+        return loss(decibels(sums, name), decibels(sums, "quantization"))
+
+    def exceeding(sums: Floats) -> Floats:
+        return excess(lost(sums), lost(sums, "rounded") if "rounded" in places else None)
+
+    wanted: list[Callable[[Floats], Floats]] = [near, lambda sums: decibels(sums, "own")]
     if not is_float:
-        return TruthFigures(*_estimates(table, [lambda sums: _fewer_wrong(sums, places)], how))
-    own = part("own")
-    wanted: list[Callable[[Floats], Floats]] = [
-        lambda sums: nearness(sqnr(own(sums)), sqnr(part("rounding")(sums)) if "rounding" in places else None),
-        lambda sums: sqnr(own(sums)),
-    ]
-    if {"total", "quantization"} <= set(places):
-
-        def lost(sums: Floats, name: str = "total") -> Floats:
-            return loss(sqnr(part(name)(sums)), sqnr(part("quantization")(sums)))
-
-        def exceeding(sums: Floats) -> Floats:
-            return excess(lost(sums), lost(sums, "rounded") if "rounded" in places else None)
-
+        wanted = [lambda sums: _fewer_wrong(sums, places)]
+    elif {"total", "quantization"} <= places.keys():
         wanted += [lost, exceeding]
-    return TruthFigures(*_estimates(table, wanted, how))
+    return TruthFigures(*_estimates(table, wanted, different, how))
 
 
-def _estimates(table: Floats, functions: list[Callable[[Floats], Floats]], how: Resampling) -> list[Estimate]:
+def _finite(terms: Floats) -> Floats:
+    """Samples whose sums overflow count as not finite: 0 times infinity is undefined (see `Additive`)."""
+    broken = ~(terms[:, :2] < _LARGEST_SUM).all(axis=1)
+    found = terms.copy()
+    found[broken, :2], found[broken, 2] = 0.0, np.maximum(1.0, found[broken, 2])
+    return found
+
+
+def _estimates(
+    table: Floats, functions: list[Callable[[Floats], Floats]], different: int, how: Resampling
+) -> list[Estimate]:
     n = len(table)
-    if n < LEAST_SAMPLES:
-        missing = f"{n} sample{'s are' if n > 1 else ' is'} too few for an interval"
+    if different < LEAST_SAMPLES:
+        kind = "different " if different < n else ""
+        missing = f"{different} {kind}sample{'s are' if different > 1 else ' is'} too few for an interval"
         sums = table.sum(axis=0, keepdims=True)
         return [Estimate(float(function(sums)[0]), None, missing) for function in functions]
     found = []

@@ -13,7 +13,6 @@ from quantlab.harness.truth_record import OutputTruth
 
 Outputs = Mapping[str, NDArray[np.generic]]
 
-_KINDS = ("graph", "exact", "fp32", "batch", "repeat")
 _BY_SAMPLE = ("graph", "exact")
 
 
@@ -55,4 +54,14 @@ class RowMeters:
 
     def outputs(self) -> tuple[OutputTruth, ...]:
         """All distances, by output."""
-        return tuple(OutputTruth(name, *(self.gap(name, kind) for kind in _KINDS)) for name in self.meters)
+        return tuple(
+            OutputTruth(
+                name,
+                graph=self.gap(name, "graph"),
+                exact=self.gap(name, "exact"),
+                fp32=self.gap(name, "fp32"),
+                batch=self.gap(name, "batch"),
+                repeat=self.gap(name, "repeat"),
+            )
+            for name in self.meters
+        )

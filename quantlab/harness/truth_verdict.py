@@ -15,6 +15,9 @@ from quantlab.harness.truth_record import Judgement, OutputTruth
 LOSS_DB = 0.5
 """Further from the original than the graph is by this is an error of the runtime's own."""
 
+_SHOWN_DB = 0.05
+"""Less than this is not seen in figures with one decimal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
@@ -117,7 +120,7 @@ class _Output:
 
     def _perhaps_own_error(self, excess: Estimate) -> Finding:
         found = f"it is {figure(self.figures.loss)} worse than the graph says"
-        if self.figures.loss is not None and self.figures.loss.value != excess.value:
+        if self.figures.loss is not None and self.figures.loss.value - excess.value >= _SHOWN_DB:
             found += f", {figure(excess)} more than float32 as written"
         verdict = (
             f"cannot tell from {self.samples} whether {self.name} has an error of its own: {found}, and {LOSS_DB:g} dB "
@@ -172,14 +175,14 @@ def is_rounding(gap: Gap, rounding: Gap | None) -> bool:
 
 def decibels(value: float | None) -> str:
     """Such as ``62.0 dB``."""
-    return "no figure" if value is None or math.isnan(value) else f"{value:.1f} dB"
+    return "no figure" if value is None or math.isnan(value) else f"{value:z.1f} dB"
 
 
 def figure(estimate: Estimate | None) -> str:
     """Such as ``9.0 dB [8.2, 9.9]``, with its interval."""
     if estimate is None or estimate.interval is None:
         return decibels(estimate.value if estimate is not None else None)
-    return f"{decibels(estimate.value)} [{estimate.interval.low:.1f}, {estimate.interval.high:.1f}]"
+    return f"{decibels(estimate.value)} [{estimate.interval.low:z.1f}, {estimate.interval.high:z.1f}]"
 
 
 def _caution(estimate: Estimate) -> str:

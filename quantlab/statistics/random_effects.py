@@ -48,9 +48,12 @@ def combine(means: Floats, errors: Floats) -> Combined:
 
     Args:
         means: Estimate of each group, shape (groups,).
-        errors: Standard error of each, shape (groups,).
+        errors: Standard error of each, shape (groups,). If one is infinite, which means that nothing is known of it, so
+            is that of the mean.
     """
     groups = len(means)
+    if not np.all(np.isfinite(errors)):
+        return Combined(float(np.mean(means)), math.inf, 0.0, math.inf, groups)
     floor = max(float(np.max(errors)) * 1e-6, 1e-12)  # groups without any spread still have finite weights
     variances = np.maximum(errors, floor) ** 2
     weights = 1.0 / variances

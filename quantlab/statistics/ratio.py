@@ -62,7 +62,7 @@ def ratio_of_pairs(pairs: Floats, seed: int, resamples: int = RESAMPLES) -> Rati
     """Estimate a ratio from log-ratios.
 
     The interval is the expanded percentile interval of the bootstrap over the rows (Hesterberg, "What Teachers Should
-    Know About the Bootstrap", The American Statistician 69, 2015, section 4.2): the percentiles lie further out than
+    Know About the Bootstrap", The American Statistician 69, 2015): the percentiles lie further out than
     the nominal ones, as Student's quantile times ``sqrt(n / (n - 1))`` is beyond the normal one, because a small
     sample's own spread is too small. With fewer than ten rows Student's interval of the rows' means is joined to it.
 
@@ -83,15 +83,14 @@ def ratio_of_pairs(pairs: Floats, seed: int, resamples: int = RESAMPLES) -> Rati
     interval, equivalence = (
         _interval(pairs, estimates, confidence) for confidence in (CONFIDENCE, EQUIVALENCE_CONFIDENCE)
     )
-    half = math.log(interval.high / interval.low) / 2.0
-    return RatioEstimate(ratio, interval, equivalence, half / _student(n, CONFIDENCE))
+    return RatioEstimate(ratio, interval, equivalence, half_width(interval) / _student(n, CONFIDENCE))
 
 
 def half_width(interval: Interval) -> float:
     """Half the width of a ratio's interval on the logarithmic scale: 0.01 is 1 % either way."""
     if interval.low <= 0.0 or not math.isfinite(interval.high):
         return math.inf
-    return math.log(interval.high / interval.low) / 2.0
+    return (math.log(interval.high) - math.log(interval.low)) / 2.0
 
 
 def _resampled(pairs: Floats, seed: int, resamples: int) -> Floats:

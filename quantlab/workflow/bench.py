@@ -14,12 +14,14 @@ from quantlab.files import check_folder, write_text
 from quantlab.harness.bench import Bench, BenchEngine, BenchSettings, Interleaved, Opening, QueryRow
 from quantlab.harness.bench_change import change_since, check_alike, difference_cautions
 from quantlab.harness.caution import Caution, CautionCode
+from quantlab.harness.device_timing import GpuTimings
+from quantlab.harness.end_to_end import EndToEnd, Feed, time_end_to_end
 from quantlab.harness.latency import LatencySettings, Timings
 from quantlab.harness.profile import EngineProfile, Profiles, profile_engines
 from quantlab.harness.queries import QueryTimes
 from quantlab.harness.rebuilds import Rebuilds
 from quantlab.harness.surroundings import fingerprint_of, read_surroundings, surroundings_cautions
-from quantlab.harness.sweep import Setting, query_engines, time_against_each_other
+from quantlab.harness.sweep import Setting, query_engines, time_against_each_other, time_gpu_engines
 from quantlab.harness.trtexec_files import (
     ImportedProfile,
     ImportedTimes,
@@ -102,7 +104,7 @@ def parse_numbers(text: str, flag: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not (part.isascii() and part.isdigit() and len(part) < 6 and 1 <= int(part) <= 65536):
-            raise ConfigError(f"{flag} is malformed", got=repr(text[:60]), expected="numbers from 1 on, as in 1,8,32")
+            raise ConfigError(f"{flag} is malformed", got=repr(text[:60]), expected="1 to 65536, as in 1,8,32")
     return tuple(dict.fromkeys(map(int, parts)))
 
 
@@ -123,6 +125,8 @@ def check_settings(settings: BenchSettings) -> None:
     if settings.seconds == 0.0 and (settings.processes > 1 or settings.rebuilds):
         flag = "--processes" if settings.processes > 1 else "--rebuilds"
         raise ConfigError(f"{flag} repeats the interleaved timing, and there is none", got="--seconds 0")
+    if settings.seconds == 0.0 and settings.end_to_end:
+        raise ConfigError("--end-to-end takes its time from --seconds, and there is none", got="--seconds 0")
     if settings.rebuilds == 1:
         raise ConfigError("one build cannot be compared with others", got="--rebuilds 1", expected="2 or more")
 
@@ -138,6 +142,8 @@ def bench_files(request: BenchRequest, narrator: Narrator) -> BenchResult:
         BackendUnavailable: If a backend cannot be used here.
     """
     check_settings(request.settings)
+    if request.settings.end_to_end and request.data is None:
+        raise ConfigError("--end-to-end times reading and preprocessing, and there are no files", expected="--data too")
     named, files = split_paths(request.engines)
     imported = _read_files(files)
     old = Bench.load(request.against) if request.against is not None else None
@@ -172,6 +178,8 @@ def bench_files(request: BenchRequest, narrator: Narrator) -> BenchResult:
         after=after,
         cautions=tuple(dict.fromkeys(cautions)),
         degradations=merge_degradations(d for sidecar in run.sidecars for d in sidecar.degradations),
+        end_to_end=tuple(run.end_to_end),
+        on_gpu=tuple(run.gpu_timings),
     )
     if old is not None:
         bench = replace(bench, change=change_since(bench, old, differing))
@@ -209,6 +217,8 @@ class _Run:
         self.data_sha256: str | None = None
         self.openings: list[Opening] = []
         self.interleaved: list[Interleaved] = []
+        self.end_to_end: list[EndToEnd] = []
+        self.gpu_timings: list[GpuTimings] = []
         self.queries: list[QueryRow] = []
         self.rebuilds: tuple[Rebuilds, ...] = ()
         self.cautions: list[Caution] = []
@@ -245,6 +255,8 @@ class _Run:
         self.settings = replace(self.settings, batches=sizes)
         plans = plan_rebuilds(self.sidecars, request.rebuild, narrator) if request.rebuild is not None else ()
         inputs = self._inputs(max(sizes))
+        if self.settings.end_to_end and inputs.dataset is not None:
+            Feed(inputs.dataset, 1, 1)  # refuses data that cannot be timed before anything is
         if request.export is not None:
             check_folder(request.export)
         for threads in self.settings.threads:
@@ -255,6 +267,8 @@ class _Run:
                 self.openings += first_runs(engines, spent, inputs.batch(sizes[0]), threads)
                 for size in sizes:
                     self._measure_setting(engines, ordered, threads, size, inputs.batch(size))
+                    if self.settings.end_to_end:
+                        self._from_files(engines, threads, size, inputs)
                 if request.profile and self.profiles is None:
                     self.profiles = self._profile(engines, ordered, threads, inputs.batch(sizes[0]))
         if request.rebuild is not None:
@@ -285,6 +299,11 @@ class _Run:
         if self.settings.seconds > 0.0:
             timings = self._interleave(engines, paths, threads, size, batch)
             self.interleaved.append(Interleaved(threads, size, timings))
+            on_gpu, seen = time_gpu_engines(
+                engines, batch, threads, size, self.settings, self._latency_settings(), self._narrator
+            )
+            self.gpu_timings += [on_gpu] if on_gpu is not None else []
+            self.cautions += seen
         if self.settings.query_seconds == 0.0:
             return
         for streams in self.settings.streams:
@@ -294,6 +313,18 @@ class _Run:
             self.cautions += queried.cautions
             if self._request.export is not None:
                 self._export(self._request.export, setting, queried.times)
+
+    def _from_files(self, engines: Sequence[Engine], threads: int, size: int, inputs: BenchInputs) -> None:
+        if inputs.dataset is None:
+            raise AssertionError("--end-to-end without data was refused")
+        self._narrator.say(
+            f"timing {len(engines)} engines from files to outputs for about {self.settings.seconds:g} s: "
+            f"threads {threads}, batch {size}"
+        )
+        by_name = {engine.sidecar.name: engine for engine in engines}
+        reference = engines[0].sidecar.name
+        settings = self._latency_settings()
+        self.end_to_end.append(time_end_to_end(by_name, reference, inputs.dataset, size, threads, settings))
 
     def _interleave(
         self, engines: Sequence[Engine], paths: Sequence[Path], threads: int, size: int, batch: Arrays

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantlab.datasets import InputSpec, batches
+from quantlab.datasets import Dataset, InputSpec, batches
 from quantlab.datasets.random_source import RandomTensors
 from quantlab.engines.protocol import Arrays, Engine
 from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
@@ -137,13 +137,15 @@ class BenchInputs:
         description: What they are, in words.
         sha256: Digest of the data; None for random numbers.
         random: Whether they are random numbers.
+        dataset: Where they come from; None for random numbers.
     """
 
-    def __init__(self, samples: Arrays, description: str, sha256: str | None) -> None:
+    def __init__(self, samples: Arrays, description: str, sha256: str | None, dataset: Dataset | None = None) -> None:
         self._samples = samples
         self.description = description
         self.sha256 = sha256
         self.random = sha256 is None
+        self.dataset = dataset
 
     def batch(self, size: int) -> Arrays:
         """So many samples, repeated if there are fewer."""
@@ -201,4 +203,4 @@ def data_inputs(sidecars: Sequence[Sidecar], request: DataRequest, size: int, na
     if first is None:
         raise DataError(f"data set {dataset.name} has no samples to time on")
     description = f"the first {len(first.ids)} samples of {request.source}"
-    return BenchInputs(first.inputs, description, dataset.manifest.sha256)
+    return BenchInputs(first.inputs, description, dataset.manifest.sha256, dataset)

@@ -15,11 +15,12 @@ from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import SIDECAR_SUFFIX, Sidecar, read_sidecar
 from quantlab.engines.tensorrt.flavour import FLAVOURS
 from quantlab.engines.tensorrt.options import BuildOptions
-from quantlab.errors import ConfigError, EngineMismatch
+from quantlab.errors import ConfigError, DataError, EngineMismatch
 from quantlab.files import is_file, is_folder, write_text
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.latency import LatencySettings
+from quantlab.harness.slicing import CLASS
 from quantlab.harness.tasks.registry import OWN_TRUTHS, TaskRequest, task_name
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
@@ -189,8 +190,13 @@ def truths_of(task: TaskRequest, labels: Path | None) -> tuple[TaskRequest, Path
     return replace(task, truths=labels), None
 
 
-def open_slices(path: Path | None, dataset: Dataset) -> SliceTable | None:
+def open_slices(path: Path | None, dataset: Dataset, *, by_class: bool) -> SliceTable | None:
     """Read the file of slices of a data set; a subset of the data does not make rows wrong.
+
+    Args:
+        path: The file; None for none.
+        dataset: The samples.
+        by_class: Whether there are slices of the labels too, whose name no column may have.
 
     Raises:
         DataError: If it cannot be read, or does not fit.
@@ -198,7 +204,14 @@ def open_slices(path: Path | None, dataset: Dataset) -> SliceTable | None:
     if path is None:
         return None
     ids = dataset.listed_ids if isinstance(dataset, SourceDataset) else [e.id for e in dataset.manifest.entries]
-    return read_slices(path, ids, dataset.name)
+    table = read_slices(path, ids, dataset.name)
+    if by_class and CLASS in table.columns:
+        raise DataError(
+            f"slices file {path} has a column {CLASS!r}, which is what the slices of the labels are called",
+            expected="another name",
+            hint="rename it, or leave out the slices of the labels: --slice-by none, or by-class = false in a recipe",
+        )
+    return table
 
 
 def compare_files(
@@ -240,5 +253,5 @@ def compare_files(
         needs = DataNeeds.of_sidecar(next(sidecar for sidecar in sidecars if sidecar.name == chosen))
         dataset, resolved = open_data(needs, request, narrator)
         check_preprocess(sidecars, resolved)
-        chosen_settings = replace(settings, task=task, slices=open_slices(slices, dataset))
+        chosen_settings = replace(settings, task=task, slices=open_slices(slices, dataset, by_class=settings.by_class))
         return compare(loaded, chosen, dataset, chosen_settings, narrator, samples)

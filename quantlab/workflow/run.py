@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.datasets import Dataset, ResolvedPreprocess
+from quantlab.datasets.slices import SliceTable
 from quantlab.documents import canonical_sha256
 from quantlab.engines.onnxruntime import NAME
 from quantlab.engines.probe import probe_path
@@ -18,7 +20,7 @@ from quantlab.engines.sidecar import read_sidecar, sidecar_path
 from quantlab.engines.tensorrt.flavour import FLAVOURS, load_flavour
 from quantlab.engines.tensorrt.profiles import ShapeFlags
 from quantlab.engines.variant import Variant
-from quantlab.errors import BackendUnavailable, ConfigError
+from quantlab.errors import BackendUnavailable, ConfigError, DataError
 from quantlab.files import is_file, is_folder, sha256_file
 from quantlab.gate import Verdict, evaluate
 from quantlab.graph.existing import check_existing
@@ -29,6 +31,7 @@ from quantlab.harness.comparison import Comparison
 from quantlab.harness.environment import processor_name
 from quantlab.harness.gpus import nvidia_gpus
 from quantlab.harness.samples import SAMPLES_NAME
+from quantlab.harness.tasks.custom import find_metric
 from quantlab.harness.tasks.registry import TaskRequest
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
@@ -114,19 +117,23 @@ class _Chain:
         labels = folder / compare_section.labels if compare_section.labels else None
         asked = TaskRequest(compare_section.task, compare_section.metric, options=compare_section.task_options)
         self.task, self.labels = truths_of(asked, labels)
+        self.slices_path = folder / compare_section.slices if compare_section.slices else None
+        self.metric_file: Path | None = None
         self.steps = Steps(out, narrator, force=force)
 
     def run(self, today: dt.date) -> RunResult:
-        # Policy and data are opened first, so that a mistake in them does not cost a run.
+        # Policy, data and all that comparing needs are opened first, so that a mistake in them does not cost a run.
         policy = find_policy(self.recipe.gate.policy, self.folder)
         prepared = self._open_model()
         check_existing(prepared.model, self.recipe.build.existing)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
         section = self.compare_section
         evaluation = self._data(prepared, section.data, self.labels, section.limit)
+        slices = self._slices(evaluation[0])
+        self._check_task()
         table, files = self._calibrate(prepared, *calibration)
         engines = self._build(prepared, table)
-        comparison, compared = self._compare(engines, *evaluation)
+        comparison, compared = self._compare(engines, slices, *evaluation)
         verdict = evaluate(comparison, policy, today)
         judged = write_verdict(self.out, verdict)
         return RunResult(comparison, verdict, (*compared, *judged, *files.all(), self.out / "engines"))
@@ -241,13 +248,12 @@ class _Chain:
         return action
 
     def _compare(
-        self, paths: list[Path], dataset: Dataset, resolved: ResolvedPreprocess
+        self, paths: list[Path], slices: SliceTable | None, dataset: Dataset, resolved: ResolvedPreprocess
     ) -> tuple[Comparison, tuple[Path, ...]]:
         section = self.compare_section
         sidecars = [read_sidecar(path) for path in paths]
         check_preprocess(sidecars, resolved)
         seed = self.recipe.run.seed
-        slices = self.folder / section.slices if section.slices else None
         settings = CompareSettings(
             section.batch_size,
             section.latency_batch,
@@ -255,7 +261,7 @@ class _Chain:
             seed,
             self.latency,
             self.task,
-            open_slices(slices, dataset),
+            slices,
             section.by_class,
         )
         samples = self.out / SAMPLES_NAME
@@ -271,7 +277,8 @@ class _Chain:
             "data": dataset.manifest.sha256,
             "preprocess": resolved.preprocess.sha256 if resolved.preprocess else None,
             "task": {**to_plain(self.task), "truths": self._contents(self.task.truths)},
-            "slices": [self._contents(slices), section.by_class],
+            "metric": self._contents(self.metric_file),
+            "slices": [self._contents(self.slices_path), section.by_class],
             "samples": SAMPLES_NAME,
             "batch": [section.batch_size, section.latency_batch],
             "latency_seconds": section.latency_seconds,
@@ -286,6 +293,22 @@ class _Chain:
         for degradation in comparison.degradations:
             self.narrator.warn(degradation)
         return comparison, written
+
+    def _slices(self, dataset: Dataset) -> SliceTable | None:
+        return open_slices(self.slices_path, dataset, by_class=self.compare_section.by_class)
+
+    def _check_task(self) -> None:
+        """Find what the task needs besides the data.
+
+        Raises:
+            DataError: If the truths are not there.
+            ConfigError: If the metric cannot be imported.
+        """
+        if self.task.truths is not None and not self.task.truths.exists():
+            raise DataError(f"truths {self.task.truths} do not exist", hint="check compare.labels in the recipe")
+        if self.task.metric is not None:
+            file = sys.modules[find_metric(self.task.metric).__module__].__file__
+            self.metric_file = Path(file) if file is not None else None
 
     @staticmethod
     def _contents(path: Path | None) -> str | None:

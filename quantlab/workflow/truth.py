@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -12,15 +13,16 @@ from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.tensorrt.flavour import FLAVOURS
 from quantlab.engines.variant import Variant
-from quantlab.errors import BackendUnavailable, ConfigError, EngineMismatch, ModelError, QuantlabError
+from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, EngineMismatch, ModelError, QuantlabError
 from quantlab.files import write_text
 from quantlab.graph.checks import has_qdq
 from quantlab.graph.existing import ExistingPolicy, check_existing
-from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
-from quantlab.graph.prepare import Prepared, prepare_partially
+from quantlab.graph.model import Model, TensorSpec, load_model, model_inputs, model_outputs
+from quantlab.graph.prepare import Prepared, prepare, prepare_partially
 from quantlab.graph.proof import prove
 from quantlab.graph.session import holds_fp8
 from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
+from quantlab.harness.origin import SAME_WEIGHT_DB, foreign_weights
 from quantlab.harness.truth import Runtime, TruthSettings, measure_truth
 from quantlab.harness.truth_record import Judgement, Truth
 from quantlab.precision import Precision
@@ -30,9 +32,10 @@ from quantlab.workflow.build import BACKENDS, builder_for
 from quantlab.workflow.compare import find_engines
 from quantlab.workflow.sources import DataNeeds, DataRequest, open_data
 
-DEFAULT_SAMPLES = 32
+DEFAULT_SAMPLES = 64
 """Samples that are taken if no number is asked for: float64 takes seconds for each."""
 
+_Shape = tuple[int | str | None, ...] | None
 _QUANTIZED = frozenset({Precision.INT8, Precision.INT8_FP16, Precision.INT8_WEIGHTS, Precision.FP8})
 
 
@@ -64,7 +67,8 @@ def across_backends(
     """Run a Q/DQ file, as it is, in several backends.
 
     Each backend builds an engine of it in a temporary folder with the policy ``keep``: nothing is simplified, and
-    nothing is quantized that is not. A backend that is missing or refuses the graph becomes a row that says so.
+    nothing is quantized that is not. A backend that is missing or refuses the graph becomes a row that says so,
+    unless none is left.
 
     Args:
         path: The Q/DQ model.
@@ -78,6 +82,8 @@ def across_backends(
         ConfigError: If there is no such backend, or the preprocessing is wrong.
         ModelError: If a model cannot be used, or the first holds no Q/DQ pairs.
         EngineMismatch: If the original has other inputs or outputs.
+        BackendUnavailable: If no backend can be had here.
+        EngineBuildError: If none can, and one refused the graph.
         DataError: If the data cannot be read or do not fit.
     """
     prepared = as_written(path)
@@ -88,10 +94,12 @@ def across_backends(
         for backend in backends:
             runtime = _build(prepared, backend, folder / backend, settings.threads, narrator)
             _keep_open(stack, runtime.engine)
-            narrator.say(f"{backend}: {runtime.engine.sidecar.proof if runtime.engine else runtime.reason}")
+            narrator.say(f"{backend}: {_shown(runtime)}")
             runtimes.append(runtime)
+        _check_any(runtimes)
         dataset, _ = open_data(DataNeeds.of_model(prepared.model), _limited(request), narrator)
-        return measure_truth(prepared.model, source, runtimes, dataset, settings, narrator)
+        truth = measure_truth(prepared.model, source, runtimes, dataset, settings, narrator)
+    return _with_origin(truth, source, prepared.model)
 
 
 def across_engines(
@@ -140,8 +148,10 @@ def across_engines(
             runtime = _load(path, sidecar, settings.threads, narrator)
             _keep_open(stack, runtime.engine)
             runtimes.append(runtime)
+        _check_any(runtimes)
         dataset, _ = open_data(DataNeeds.of_model(graph.model), _limited(request), narrator)
-        return measure_truth(graph.model, source, runtimes, dataset, settings, narrator)
+        truth = measure_truth(graph.model, source, runtimes, dataset, settings, narrator)
+    return _with_origin(truth, source, graph.model)
 
 
 def write_truth(folder: Path, truth: Truth) -> tuple[Path, ...]:
@@ -164,6 +174,12 @@ def as_written(path: Path) -> Prepared:
         ModelError: If it cannot be used, or holds no Q/DQ pairs.
     """
     model = load_model(path)
+    if not has_qdq(model.proto):
+        raise ModelError(
+            f"model {path} holds no QuantizeLinear or DequantizeLinear nodes",
+            expected="a Q/DQ model",
+            hint="name the .qdq.onnx file; the floating-point model is for --model",
+        )
     check_existing(model, ExistingPolicy.KEEP)
     return dataclasses.replace(prepare_partially(model, "it is run as it is written"), degradations=())
 
@@ -203,6 +219,53 @@ def _load(path: Path, sidecar: Sidecar, threads: int, narrator: Narrator) -> Run
         return Runtime(sidecar.name, None, _reason(error))
 
 
+def _shown(runtime: Runtime) -> str:
+    """What was proved of it; what was not is a degradation, and told as one."""
+    if runtime.engine is None:
+        return runtime.reason
+    sidecar = runtime.engine.sidecar
+    return sidecar.proof if sidecar.proved is not None else "loaded; its precision is not proved"
+
+
+def _check_any(runtimes: Sequence[Runtime]) -> None:
+    """Refuse to compute references for nobody.
+
+    Raises:
+        BackendUnavailable: If no runtime can be had here.
+        EngineBuildError: If none can, and one refused the graph.
+    """
+    if any(runtime.engine is not None for runtime in runtimes):
+        return
+    refused = any(runtime.judgement is Judgement.FAILED for runtime in runtimes)
+    raise (EngineBuildError if refused else BackendUnavailable)(
+        "none of the runtimes can run the graph",
+        got="; ".join(f"{runtime.name}: {runtime.reason}" for runtime in runtimes),
+        expected="one at least",
+        hint="quantlab doctor says what is installed",
+    )
+
+
+def _with_origin(truth: Truth, original: Model | None, graph: Model) -> Truth:
+    """The table with a warning in front if the original does not look like the one."""
+    if original is None:
+        return truth
+    found = foreign_weights(original, graph)
+    if found is not None and 2 * found[0] > found[1]:  # preparation folds layers into weights, so it is looked at, too
+        with contextlib.suppress(QuantlabError):
+            found = min(found, foreign_weights(prepare(original).model, graph) or found)
+    if found is None:
+        note = f"no quantized weight has its name in {truth.model}: whether the graph was made from it is not known"
+    elif 2 * found[0] > found[1]:
+        note = (
+            f"{truth.model} may not be the model that the graph was made from: {found[0]:,} of {found[1]:,} quantized "
+            f"weights are not near its own ({SAME_WEIGHT_DB:g} dB); if so, distances from the original mean nothing, "
+            "nor does what is said of quantization"
+        )
+    else:
+        return truth
+    return dataclasses.replace(truth, notes=(note, *truth.notes))
+
+
 def _keep_open(stack: ExitStack, engine: Engine | None) -> None:
     if isinstance(engine, AbstractContextManager):  # it holds a GPU's memory
         stack.enter_context(engine)
@@ -226,15 +289,33 @@ def _original(path: Path | None, graph: Model) -> Model | None:
         ("inputs", model_inputs(graph.proto), model_inputs(model.proto)),
         ("outputs", model_outputs(graph.proto), model_outputs(model.proto)),
     ):
-        expected, got = ({spec.name for spec in specs} for specs in (mine, theirs))
-        if expected != got:
+        if not _alike({spec.name: spec.shape for spec in mine}, {spec.name: spec.shape for spec in theirs}):
             raise EngineMismatch(
                 f"model {path.name} has other {what} than the quantized graph",
-                got=", ".join(sorted(got)),
-                expected=", ".join(sorted(expected)),
+                got=", ".join(sorted(map(_end, theirs))),
+                expected=", ".join(sorted(map(_end, mine))),
                 hint="name the model that the graph was made from",
             )
     return model
+
+
+def _alike(mine: Mapping[str, _Shape], theirs: Mapping[str, _Shape]) -> bool:
+    """Whether names are the same, and sizes that both know; batches may be of another size."""
+    if mine.keys() != theirs.keys():
+        return False
+    for name, left in mine.items():
+        right = theirs[name]
+        if left is None or right is None:
+            continue
+        if len(left) != len(right):
+            return False
+        if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(left[1:], right[1:], strict=True)):
+            return False
+    return True
+
+
+def _end(spec: TensorSpec) -> str:
+    return spec.name if spec.shape is None else f"{spec.name} [{','.join(str(size or '?') for size in spec.shape)}]"
 
 
 def _check_one_graph(sidecars: Sequence[Sidecar]) -> None:

@@ -55,6 +55,7 @@ BENCHES = (
     Case("bench of a missing file", engines(), (*BENCH, "gone.onnx"), USAGE, (r"engine gone\.onnx does not exist",)),
     Case("bench of a model", engines(), (*BENCH, "net.onnx"), BAD, (r"net\.onnx has no sidecar", r"quantlab build")),
     Case("bench with batch 0", engines(), (*BENCH, "--batch", "0"), USAGE, (r"--batch", r"'0'", r"1,8,32")),
+    Case("bench with a huge batch", engines(), (*BENCH, "--batch", "65537"), USAGE, (r"'65537'", r"1 to 65536")),
     Case("bench with batch words", engines(), (*BENCH, "--batch", "1,x"), USAGE, (r"--batch", r"'1,x'")),
     Case("bench with an empty list", engines(), (*BENCH, "--streams", "1,,2"), USAGE, (r"--streams", r"'1,,2'")),
     Case("bench threads -1", engines(), args("bench --threads -1"), USAGE, (r"--threads is malformed", r"'-1'")),
@@ -174,6 +175,34 @@ BENCHES = (
         (*BENCH, "--data", "eval", "--preprocess", "other.toml"),
         BAD,
         (r"was calibrated with another preprocessing", r"--preprocess"),
+    ),
+    Case(
+        "bench end to end without data",
+        engines(),
+        (*BENCH, "--end-to-end"),
+        USAGE,
+        (r"--end-to-end times reading and preprocessing", r"--data too"),
+    ),
+    Case(
+        "bench end to end of random data",
+        engines(sidecars(lambda sidecar: sidecar.update(preprocess_sha256=None))),
+        (*BENCH, "--end-to-end", "--data", "random:4"),
+        USAGE,
+        (r"random numbers have none", r"--data random:4", r"--data with files"),
+    ),
+    Case(
+        "bench end to end without time",
+        engines(),
+        args("bench --seconds 0 --end-to-end --data eval --preprocess unit.toml"),
+        USAGE,
+        (r"--end-to-end takes its time from --seconds",),
+    ),
+    Case(
+        "bench end to end of an unreadable sample",
+        engines(lambda bench: bench.write("eval/1/4.png", b"no image")),
+        (*BENCH, "--end-to-end", "--data", "eval", "--preprocess", "unit.toml"),
+        BAD,
+        (r"sample '1/4\.png' of eval cannot be read", r"repair it"),
     ),
     Case(
         "bench plugin without TensorRT", engines(), (*BENCH, "--plugin", "x.so"), USAGE, (r"--plugin is for engines",)

@@ -41,6 +41,10 @@ def replaced(name: str, content: str | bytes) -> Any:
     return taking(lambda bench: bench.write(name, content))
 
 
+def _write(name: str, content: str | bytes) -> Prepare:
+    return lambda bench: bench.write(name, content)
+
+
 def policy(text: str) -> Any:
     return taking(lambda bench: bench.write("policy.toml", text))
 
@@ -254,6 +258,37 @@ RESULTS = (
         (*COMPARE, "--labels", "l.csv"),
         BAD,
         (r"'0/3\.png'", r"got: +4", r"0 to 3"),
+    ),
+    *(
+        Case(f"slices {name}", taking(_write("s.csv", text)), (*COMPARE, "--slices", "s.csv"), BAD, says)
+        for name, text, says in (
+            ("empty", "", (r"s\.csv has no rows", r"file,camera")),
+            ("without rows", "file,camera\n", (r"s\.csv has no rows",)),
+            ("without a column", "file\n0/3.png\n", (r"no column to slice by", r"got: +file")),
+            ("with semicolons", "file;a\n0/3.png;x\n", (r"begin with the column file", r"'file;a'", r"commas or tabs")),
+            (
+                "of an unknown sample",
+                "file,a\nno.png,x\n",
+                (r"line 2 is about a sample", r"'no\.png'", r"did you mean|look like"),
+            ),
+            ("with two rows", "file,a\n0/3.png,x\n0/3.png,y\n", (r"two different rows for '0/3\.png'", r"line 3")),
+            ("with one name twice", "file,a,a\n0/3.png,x,y\n", (r"the column 'a' twice", r"unique names")),
+            ("without a name", "file,\n0/3.png,x\n", (r"a column without a name",)),
+            ("with a short row", "file,a,b\n0/3.png,x\n", (r"wrong row at line 2", r"2 cells", r"3 cells")),
+            ("called class", "file,class\n0/3.png,x\n", (r"a column 'class'", r"another name", r"--slice-by none")),
+        )
+    ),
+    Case("slices are a folder", taking(), (*COMPARE, "--slices", "eval"), BAD, (r"eval is a folder", r"a file")),
+    Case("task misspelt", taking(), (*COMPARE, "--task", "clasify"), USAGE, (r"no task 'clasify'", r"'classify'\?")),
+    Case("task without truths", taking(), (*COMPARE, "--task", "regress"), USAGE, (r"needs truths", r"--labels")),
+    Case("task option unknown", taking(), (*COMPARE, "--task-option", "a=1"), USAGE, (r"has no setting 'a'",)),
+    Case("metric misspelt", taking(), (*COMPARE, "--metric", "no_such:f"), USAGE, (r"no Python module 'no_such'",)),
+    Case(
+        "samples in the way",
+        taking(lambda b: (b / "out" / "samples.parquet").mkdir(parents=True)),
+        (*COMPARE, "-o", "out"),
+        USAGE,
+        (r"cannot write out/samples\.parquet", r"a folder of that name", r"-o"),
     ),
     Case(
         "no data to compare", taking(lambda b: (b / "none").mkdir()), args("compare --data none"), BAD, (r"no images",)

@@ -137,9 +137,9 @@ def features() -> ModelProto:
 
 
 def pixels(label: int, index: int, size: int = SIZE, channels: int = 3) -> NDArray[np.uint8]:
-    """One image, a colour a class with noise; grey has no last axis."""
+    """One image, a colour a class with noise, mostly the class that `tiny_cnn` says; grey has no last axis."""
     rng = np.random.default_rng((label, index, size, channels))
-    base = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])[label % 4][:channels]
+    base = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])[(label + 1) % 4][:channels]
     image: NDArray[np.uint8] = np.clip(base + rng.integers(-40, 41, (size, size, channels)), 0, 255).astype(np.uint8)
     return image if channels == 3 else image[:, :, 0]
 

@@ -15,12 +15,14 @@ from bad_data import DATA
 from bad_flags import FLAGS
 from bad_models import MODELS
 from bad_results import RESULTS
+from bad_tasks import TASKS
+from bad_truths import TRUTHS
 from cli_bench import Bench, Cli, tree
 
 from quantlab.cli.main import VERBS
 from quantlab.errors import ExitCode
 
-CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES, CALIBRATIONS, BENCHES))
+CASES = tuple(chain(MODELS, DATA, FLAGS, RESULTS, CACHES, CALIBRATIONS, BENCHES, TRUTHS, TASKS))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

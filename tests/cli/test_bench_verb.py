@@ -65,6 +65,25 @@ def test_real_samples(ready: Bench, cli: Cli) -> None:
     assert found.settings.batches == (4,)
 
 
+def test_end_to_end(ready: Bench, cli: Cli) -> None:
+    answer = cli(
+        "bench", f"engines/{FP32}.onnx", f"engines/{INT8}.onnx", "--data", "eval", "--preprocess", "unit.toml",
+        "--end-to-end", "--batch", "1,4", "--threads", "2", "--seconds", "0.1", "--query-seconds", "0", "-o", "out",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    found = Result.load(ready / "out/bench.json")
+    assert found.settings.end_to_end
+    assert [(p.threads, p.batch_size, p.readers, p.samples) for p in found.end_to_end] == [(2, 1, 1, 12), (2, 4, 2, 12)]
+    for point in found.end_to_end:
+        assert list(point.timings.latencies) == [FP32, INT8]
+        for name, latency in point.timings.latencies.items():
+            assert 0.0 < point.reading.latencies[name].median_ms < latency.median_ms
+        assert point.timings.order == point.reading.order
+    assert "Latency end to end, from files to outputs" in answer.out
+    rows = list(csv.DictReader(io.StringIO((ready / "out/bench.csv").read_text())))
+    assert all(float(row["end_to_end_median_ms"]) > float(row["reading_median_ms"]) > 0 for row in rows)
+
+
 def test_sweeps(ready: Bench, cli: Cli) -> None:
     answer = cli(
         "bench", f"engines/{INT8}.onnx", "--threads", "1,2", "--batch", "1,3", "--streams", "1,2", "--seconds", "0.05",
@@ -106,7 +125,7 @@ def test_files_of_trtexec_alone(ready: Bench, cli: Cli) -> None:
     assert answer.code == 0, answer.err
     found = Result.load(ready / "alone/bench.json")
     assert (found.reference, found.engines, found.interleaved) == (None, (), ())
-    assert "1 files of trtexec" in answer.out
+    assert "1 file of trtexec" in answer.out
 
 
 def test_against_a_saved_bench(ready: Bench, cli: Cli) -> None:

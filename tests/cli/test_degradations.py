@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 import pytest
 from bad_case import args
-from cli_bench import PASSING, Bench, Cli, graph_model, tiny_cnn, value, weight
+from cli_bench import CLASSES, PASSING, Bench, Cli, graph_model, tiny_cnn, value, weight
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
 from project_tree import ROOT
 
+from quantlab import read_samples
 from quantlab.degradation import DegradationCode
 from quantlab.errors import ExitCode
 
@@ -110,6 +111,15 @@ def _brightest_pixels(bench: Bench, _: Cli) -> None:
     )
     proto.graph.output.append(value("bright", None))
     plain(bench, proto)
+
+
+def _labels_of_another_order(bench: Bench, cli: Cli) -> None:
+    """Every label is the number after the one that FP32 gives."""
+    bench.take("engines", "eval", "unit.toml")
+    cli(*COMPARE, "-o", "before", "--quiet")
+    found = read_samples(bench / "before" / "samples.parquet")
+    answers = found[found["variant"] == "onnxruntime-fp32"].set_index("sample")["predicted"]
+    bench.write("labels.csv", "".join(f"{name},{(answer + 1) % CLASSES}\n" for name, answer in answers.items()))
 
 
 def _fragile_engine(bench: Bench, _: Cli) -> None:
@@ -225,6 +235,12 @@ EXAMPLES = {
     ),
     DegradationCode.SATURATED_WEIGHTS: Example(
         _huge_weight, args("build --model net.onnx --precisions fp16"), 1, r"65504.*clipped.*\(w2\)"
+    ),
+    DegradationCode.REFERENCE_SCORES_NOTHING: Example(
+        _labels_of_another_order,
+        (*COMPARE, "--labels", "labels.csv"),
+        12,
+        r"fp32, the reference, has top1 0 % of 12 samples",
     ),
     DegradationCode.ENGINE_FAILED: Example(
         _fragile_engine, COMPARE, 1, r"int8\S* failed at one of the samples '0/3\.png' to .*after 0 samples.*left out"

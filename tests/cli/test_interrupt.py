@@ -51,10 +51,10 @@ def slow(bench: Bench) -> Bench:
     return bench
 
 
-def start(bench: Bench, *flags: str) -> subprocess.Popen[str]:
+def start(bench: Bench, *flags: str, verb: str = "run") -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(bench.folder)}
     return subprocess.Popen(
-        [sys.executable, "-m", "quantlab", "run", *flags],
+        [sys.executable, "-m", "quantlab", verb, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -120,6 +120,23 @@ def test_a_cancelled_job_is_an_interrupted_one(slow: Bench) -> None:
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert no_temporary_files(slow)
+
+
+@pytest.mark.parametrize(
+    ("mode", "moment"), [(("--across", "onnxruntime"), "comparing"), (("--layers", "8"), "tensors")]
+)
+def test_interrupted_looks_at_runtimes_and_layers_leave_nothing(
+    mode: tuple[str, str], moment: str, slow: Bench
+) -> None:
+    slow.take("calibration", "unit.toml")
+    process = start(
+        slow, "calibration/net.qdq.onnx", *mode, "--model", "net.onnx", "--data", "slow_data:evaluation",
+        "--preprocess", "unit.toml", "-o", "out", verb="compare",
+    )  # fmt: skip
+    out, err = interrupt_at(process, moment)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert (out, (slow / "out").exists(), no_temporary_files(slow)) == ("", False, True)
 
 
 def test_interrupted_json_says_so(slow: Bench) -> None:

@@ -320,7 +320,7 @@ def test_quiet(verb: str, full: Bench, cli: Cli) -> None:
         (("inspect", "gone.onnx", "--json"), 5, "ModelError"),
         (("calibrate", "--json"), 2, "UsageError"),
         (("calibrat", "--json"), 2, "UsageError"),
-        (("bench", "--json"), 2, "UsageError"),
+        (("search", "--json"), 2, "UsageError"),
         (("inspect", "x", "--josn", "--json"), 2, "UsageError"),
         (("build", "--model", "x", "--backend", "tensorrt", "--json"), 4, "BackendUnavailable"),
         (("gate", "--json", "gone"), 5, "DataError"),
@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_earlier_files_alone(full: Bench, cli: Cli, monkeypat
     monkeypatch.setattr(os, "fsync", full_disk)
     answer = cli("compare", "--data", "eval", *COMMON, "--latency-seconds", "0")
     assert answer.code == ExitCode.USAGE
-    assert "cannot write comparison/comparison.csv" in answer.err
+    assert "cannot write comparison/samples.parquet" in answer.err
     assert "No space left on device" in answer.err and "free space" in answer.err
     assert {path: path.read_bytes() for path in (full / "comparison").iterdir()} == before
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quantlab.datasets import load_preprocess, open_dataset
+from quantlab.datasets import Color, InputSpec, Preprocess, load_preprocess, open_dataset
 from quantlab.datasets.annotations import Truths
 from quantlab.datasets.annotations_coco import class_numbers, coco_boxes, read_coco
 from quantlab.datasets.annotations_masks import IGNORE, _total, coco_masks, folder_masks, read_mask
@@ -51,7 +52,7 @@ def test_boxes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(boxes.classes, [2, 0])
     np.testing.assert_array_equal(boxes.crowd, [False, True])
     np.testing.assert_array_equal(boxes.area, [12, 77.5])
-    empty = truths.find("somewhere/b.jpg")
+    empty = truths.find("somewhere/sub/b.jpg")
     assert empty is not None and empty.boxes.shape == (0, 4), "an image without an object counts, too"
     assert truths.find("c.jpg") is None and truths.missing == ("c.jpg",)
 
@@ -88,7 +89,7 @@ def test_numbering_by_names(tmp_path: Path) -> None:
         ({"images": []}, "not of the COCO form"),
         (document(annotations=[]), "has no annotations"),
         (document(annotations=["x"]), "annotation 0 has no 'image_id'"),
-        (document(annotations=[BOX | {"image_id": 8}]), "refers to a image that the file does not have"),
+        (document(annotations=[BOX | {"image_id": 8}]), "refers to an image that the file does not have"),
         (document(annotations=[BOX | {"category_id": 3}]), "refers to a category that the file does not have"),
         (document(annotations=[BOX | {"category_id": "x"}]), "wrong 'category_id'"),
         (document(annotations=[{"image_id": 7, "category_id": 90}]), "annotation 0 has no 'bbox'"),
@@ -99,8 +100,13 @@ def test_numbering_by_names(tmp_path: Path) -> None:
         (document(annotations=[BOX | {"bbox": [1, 2, -1, 4]}]), "wrong box"),
         (document(annotations=[BOX | {"bbox": [18, 2, 3.5, 4]}]), "outside its image 'a.jpg'"),
         (document(annotations=[BOX | {"bbox": [-2, 2, 3, 4]}]), "outside its image"),
+        (document(annotations=[BOX | {"bbox": [1, 2, 10**400, 4]}]), "wrong box"),
+        (document(annotations=[BOX | {"bbox": [0.1, 0.2, 0.5, 0.25]}]), "no box that reaches beyond the first pixel"),
         (document(annotations=[BOX | {"area": float("nan")}]), "wrong 'area'"),
         (document(annotations=[BOX | {"iscrowd": "no"}]), "wrong 'iscrowd'"),
+        (document(annotations=[BOX | {"iscrowd": 2}]), "wrong 'iscrowd'"),
+        (document(categories=[{"id": 10**30, "name": "x"}]), "wrong 'id'"),
+        (document(images=[{"id": 7, "file_name": "a.jpg", "height": 10**9, "width": 2}]), "wrong 'height'"),
         (document(images=[{"id": 7, "file_name": "a.jpg", "height": 0, "width": 2}]), "wrong 'height'"),
         (document(images=[{"id": 7, "height": 1, "width": 2}]), "no 'file_name'"),
         (document(images=[IMAGE, IMAGE | {"file_name": "c"}]), "another image"),
@@ -121,6 +127,26 @@ def test_missing_file(tmp_path: Path) -> None:
     assert caught.value.hint == f"did you mean {tmp_path / 'coco.json'}?"
 
 
+def test_names_of_classes_that_come_twice(tmp_path: Path) -> None:
+    coco = read_coco(write(tmp_path, document(annotations=[BOX])))
+    name = coco.categories[coco.annotations[0].category]
+    (tmp_path / "names.txt").write_text(f"\ufeff{name}\r\nother\r\nother\r\n")
+    assert class_numbers(coco, str(tmp_path / "names.txt")) == {coco.annotations[0].category: 0}
+    (tmp_path / "names.txt").write_text(f"{name}\n{name}\n")
+    with pytest.raises(DataError, match=r"has a category of .* twice"):
+        class_numbers(coco, str(tmp_path / "names.txt"))
+
+
+def test_masks_of_negative_classes(tmp_path: Path) -> None:
+    polygon = [[0, 0, 4, 0, 4, 4, 0, 4]]
+    content = document(
+        categories=[{"id": -4, "name": "x"}], annotations=[BOX | {"category_id": -4, "segmentation": polygon}]
+    )
+    coco = read_coco(write(tmp_path, content))
+    with pytest.raises(DataError, match="class numbers that a mask cannot hold"):
+        coco_masks(coco, class_numbers(coco, "ids"), 0)
+
+
 def test_box_that_reaches_a_little_beyond(tmp_path: Path) -> None:
     coco = read_coco(write(tmp_path, document(annotations=[BOX | {"bbox": [18, 2, 2.9, 4]}])))
     assert len(coco_boxes(coco, class_numbers(coco, "from-0"))) == 2
@@ -131,6 +157,7 @@ def test_names_of_samples() -> None:
     assert [truths.find(name) for name in ("y/a.png", "b.png", "z/c.png", "q")] == [2, 3, 4, None]
     with pytest.raises(DataError, match=r"2 entries that sample 'a\.png' could mean"):
         truths.find("a.png")
+    assert truths.find("other/c.png") is None, "a file of the same name in another folder is another file"
     with pytest.raises(DataError, match="one entry for two samples"):
         truths.find("other/b.png")
     with pytest.raises(DataError, match="two entries for one image"):
@@ -162,6 +189,16 @@ def test_mask_files(tmp_path: Path, mode: str) -> None:
     load = folder_masks(tmp_path).find("deep/a.jpg")
     assert load is not None
     np.testing.assert_array_equal(load(), pixels)
+
+
+def test_masks_of_names_that_are_no_text(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (3, 3)).save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(tmp_path / folder / os.fsdecode(b"caf\xe9.png"))
+    dataset = open_dataset(str(tmp_path / "images"), [InputSpec("x", (3, 3, 3))], Preprocess(color=Color.RGB))
+    (sample,) = dataset
+    assert folder_masks(tmp_path / "masks").find(sample.id) is not None
 
 
 def test_bad_mask_files(tmp_path: Path) -> None:
@@ -245,6 +282,11 @@ def test_pixels_that_two_classes_claim(tmp_path: Path) -> None:
         ([[1, 2, 3, 4, 5, 6, 7]], "wrong polygon"),
         ([[1, 2, 3, 4, 5, None]], "wrong polygon"),
         ([1, 2, 3, 4, 5, 6], "wrong polygon"),
+        ([[1, 2, 3, 4, 5, 10**400]], "wrong polygon"),
+        ([[True, True, True, True, True, True]], "wrong polygon"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9, 0, 1e9]], "polygon outside its image"),  # pycocotools would crash
+        ([[-9, 1, 3, 4, 5, 6]], "polygon outside its image"),
+        ({"size": [10, 20], "counts": [True, 199]}, "wrong run lengths"),
         ({"size": [10, 20], "counts": [100, 99]}, "wrong run lengths"),
         ({"size": [10, 20], "counts": [300, -100]}, "wrong run lengths"),
         ({"size": [20, 10], "counts": [200]}, "wrong run lengths"),

@@ -228,6 +228,30 @@ class TestEngine:
         assert of(judge(comparison(noise_floor=None), check)).outcome is ERROR
         assert of(judge(comparison(noise_floor=None), LATENCY)).outcome is PASS
 
+    def test_on_the_device(self) -> None:
+        """The host's time does not count then, and neither does its control."""
+        check = LATENCY + '\nboundary = "device"'
+        for ratio, outcome in ((0.7, PASS), (0.79, INCONCLUSIVE), (0.9, FAIL)):
+            found = one(check, latency=latency(1.5 - ratio), device_latency=latency(ratio))
+            assert found.outcome is outcome
+            assert found.estimate == ratio
+            assert "times as long on the GPU as" in found.reason
+        assert one(LATENCY + '\nboundary = "host"', device_latency=latency(0.9)).outcome is PASS
+        assert one(check, device_latency=latency(0.7), execution=Execution.EMULATED).outcome is SKIPPED
+        missing = one(check)
+        assert missing.outcome is ERROR
+        assert "no ratio of times on the GPU" in missing.reason
+
+    def test_noise_floor_of_the_device(self) -> None:
+        check = LATENCY + '\nboundary = "device"\naa_noise_max = 0.02'
+        timed = variant(device_latency=latency(0.7))
+        quiet, noisy = Interval(0.999, 1.001, 0.95), Interval(0.97, 1.01, 0.95)
+        assert of(judge(comparison(timed, device_noise_floor=quiet, noise_floor=noisy), check)).outcome is PASS
+        found = of(judge(comparison(timed, device_noise_floor=noisy, noise_floor=quiet), check))
+        assert (found.outcome, found.interval) == (INCONCLUSIVE, noisy)
+        assert found.reason.startswith("the GPU is too noisy")
+        assert of(judge(comparison(timed), check)).outcome is ERROR
+
     def test_latency_on_this_set(self) -> None:
         assert one(LATENCY + '\nclaim = "on-this-set"', latency=latency(0.79)).outcome is PASS
         assert one(LATENCY + '\nclaim = "on-this-set"', latency=latency(0.81)).outcome is FAIL

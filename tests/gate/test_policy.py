@@ -145,6 +145,13 @@ REFUSED = {
     "min_samples": (check('metric = "finite"\nmin_samples = 0'), "min_samples", "at least 1"),
     "noise of another": (check('metric = "finite"\naa_noise_max = 0.1'), "aa_noise_max", "latency_ratio"),
     "noise": (check('metric = "latency_ratio"\nlimit = 1\naa_noise_max = 0'), "aa_noise_max", "above 0"),
+    "boundary of another": (check('metric = "finite"\nboundary = "device"'), "boundary", "latency_ratio"),
+    "unknown boundary": (
+        check('metric = "latency_ratio"\nlimit = 1\nboundary = "devise"'), "boundary", "did you mean 'device'"
+    ),
+    "boundary that is not judged": (
+        check('metric = "latency_ratio"\nlimit = 1\nboundary = "enqueue"'), "not judged", "one of host, device"
+    ),
     "output of another": (check('metric = "size_ratio"\nlimit = 1\noutput = "a"'), "names an output", ""),
     "waiver": (waived('check = "b"\nreason = "r"\nexpires = 2027-01-01'), "does not exist", "one of a"),
     "reason": (waived('check = "a"\nreason = " "\nexpires = 2027-01-01'), "has no reason", ""),

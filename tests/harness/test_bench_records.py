@@ -133,6 +133,11 @@ class TestRebuilds:
         found = rebuilds("int8", [build(0.5, 0.02, "same"), build(0.505, 0.02, "same")])
         assert (found.between_percent, found.different_files) == (0.0, 1)
 
+    def test_builds_that_agree_by_chance_are_no_surer_than_their_measurement(self) -> None:
+        found = rebuilds("int8", [build(0.5, 0.02), build(0.5, 0.02)])
+        low, high = np.exp(stats.t.interval(0.95, 1, loc=np.log(0.5), scale=0.02 / np.sqrt(2)))
+        assert (found.interval.low, found.interval.high) == pytest.approx((low, high))
+
     def test_one_build(self) -> None:
         with pytest.raises(MeasurementError, match="only be compared with each other"):
             rebuilds("int8", [build(1.0)])

@@ -55,6 +55,48 @@ def fickle(outputs, batch):
     return {str(len(batch.ids)): outputs["y"]}
 fickle.higher_is_better = True
 
+def named(outputs, batch):
+    return {" ": outputs["y"]}
+named.higher_is_better = True
+
+def writes(outputs, batch):
+    outputs["y"][:] = 0
+    return outputs["y"]
+writes.higher_is_better = True
+
+def feeds(outputs, batch):
+    batch.inputs["x"][:] = 0
+    return outputs["y"]
+feeds.higher_is_better = True
+
+def takes(outputs, batch):
+    return outputs.pop("y")
+takes.higher_is_better = np.True_
+
+def ends(outputs, batch):
+    raise SystemExit(0)
+ends.higher_is_better = True
+
+def prints(outputs, batch):
+    print("to stderr")
+    return outputs["y"]
+prints.higher_is_better = True
+
+def stubborn(outputs, batch):
+    class Tensor:
+        def __array__(self, *_arguments, **_options):
+            raise RuntimeError("call detach() first")
+    return Tensor()
+stubborn.higher_is_better = True
+
+def objects(outputs, batch):
+    return outputs["y"].astype(object)
+objects.higher_is_better = True
+
+def masked(outputs, batch):
+    return np.ma.masked_all(len(batch.ids))
+masked.higher_is_better = True
+
 constant = 3
 """
 
@@ -86,7 +128,7 @@ def test_one_figure(module: str) -> None:
     assert values(meter, np.array([2, 0, 1]))["psnr"] == pytest.approx(-10 / 3)
     worse = task.meter()
     worse.add(BATCH, {"y": np.array([3.0, 1.0, 3.0])})
-    np.testing.assert_allclose(worse.drops(meter), [10, 0, 0])
+    np.testing.assert_allclose(worse.drops(meter), [10, np.nan, np.nan])
     assert (worse.drop_unit, worse.says(0)) == ("psnr worse, dB", "psnr -10")
 
 
@@ -100,7 +142,7 @@ def test_several_figures_and_samples_left_out(module: str) -> None:
     assert meter.counted("miss").tolist() == [True, False, True] and meter.counted("sum").all()
     reference = task.meter()
     reference.add(BATCH, {"y": np.array([1.0, 1.0, 3.0])})
-    np.testing.assert_array_equal(meter.drops(reference), [1.0, np.nan, 0.0])
+    np.testing.assert_array_equal(meter.drops(reference), [1.0, np.nan, np.nan])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -112,7 +154,7 @@ def test_outputs_that_are_not_finite_are_the_worst(module: str, value: float) ->
     one = made(module, "psnr").meter()
     one.add(BATCH, {"y": np.array([0.0, 1.0, 3.0]), "other": np.array([[1.0], [value], [1.0]])})
     assert values(one) == {"psnr": -math.inf}, "another output than that which the metric reads is broken"
-    assert one.drops(one).tolist() == [0, 0, 0]
+    assert np.isnan(one.drops(one)).all()
 
 
 @pytest.mark.parametrize(
@@ -124,6 +166,12 @@ def test_outputs_that_are_not_finite_are_the_worst(module: str, value: float) ->
         ("short", DataError, "returned something wrong for 'short'"),
         ("words", DataError, "returned something wrong for 'words'"),
         ("nothing", DataError, "returned no figure"),
+        ("named", DataError, "returned a figure of a wrong name"),
+        ("writes", DataError, r"(?s)failed on the batch.*read-only"),
+        ("feeds", DataError, r"(?s)failed on the batch.*read-only"),
+        ("ends", DataError, r"(?s)failed on the batch.*it ended the process: SystemExit\(0\)"),
+        ("stubborn", DataError, r"(?s)returned something wrong for 'stubborn'.*got: +a Tensor"),
+        ("objects", DataError, r"(?s)returned something wrong for 'objects'.*got: +an array of object, shape \(3,\)"),
         ("constant", ConfigError, "has no function 'constant'"),
         ("pnsr", ConfigError, "has no function 'pnsr'"),
     ],
@@ -131,6 +179,30 @@ def test_outputs_that_are_not_finite_are_the_worst(module: str, value: float) ->
 def test_wrong_functions(module: str, function: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         made(module, function)
+
+
+def test_functions_that_do_as_they_like(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    meter = made(module, "takes").meter()
+    outputs = {"y": np.arange(3.0)}
+    meter.add(BATCH, outputs)
+    assert set(outputs) == {"y"} and outputs["y"].flags.writeable
+    made(module, "prints").meter()
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "to stderr\n"), "stdout is for the result"
+
+
+def test_nothing_but_masked_values(module: str) -> None:
+    meter = made(module, "masked").meter()
+    meter.add(BATCH, {"y": np.zeros(3)})
+    with pytest.raises(DataError, match="left out every sample of 'masked'"):
+        meter.estimators()
+
+
+def test_module_that_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quantlab_test_exit.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"(?s)importing 'quantlab_test_exit' .*SystemExit\(0\)"):
+        made("quantlab_test_exit", "f")
 
 
 def test_figures_that_change(module: str) -> None:

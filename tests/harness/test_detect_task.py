@@ -71,7 +71,7 @@ def test_box_that_is_a_little_off(tmp_path: Path) -> None:
     assert values(meter) == {"map": pytest.approx(45), "map50": pytest.approx(50), "ar100": pytest.approx(45)}
     reference = task(tmp_path).meter()
     reference.add(BATCH, head(PERSON, BOTTLE))
-    np.testing.assert_allclose(meter.drops(reference), [2 - 0.9, 0, np.nan])
+    np.testing.assert_allclose(meter.drops(reference), [2 - 0.9, np.nan, np.nan])
 
 
 def test_numbering_of_the_classes(tmp_path: Path) -> None:
@@ -115,6 +115,21 @@ def test_truths_of_another_size(tmp_path: Path) -> None:
     meter = make(request(annotations(tmp_path), decoder="end2end"), beginning(batch)).meter()
     with pytest.raises(DataError, match=r"truth of sample 'a\.png' is for an image of another size"):
         meter.add(batch, head(PERSON, n=1))
+
+
+def test_truths_of_another_size_where_any_size_can_be_fed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "images" / name, exif=turned)
+    ((dataset, batch),) = image_data(tmp_path / "images", (120, 120), Resize.LETTERBOX)
+    labels = annotations(tmp_path, ("a.jpg", "b.jpg"))
+    made = make(request(labels, decoder="end2end"), Beginning(dataset, batch, {}))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"truth of sample 'a\.jpg' is for an image of another size") as caught:
+        made.meter().add(batch, head(PERSON, n=2))
+    assert "40 x 60" in str(caught.value.got) and "60 x 40" in str(caught.value.expected)
+    assert "EXIF" in (caught.value.hint or "")
 
 
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

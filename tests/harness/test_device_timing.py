@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from event_engines import EventEngine
 from fake_clock import FakeClock
-from harness_data import Arrays, FunctionEngine
 
 from quantlab.engines.protocol import BlockTimed
 from quantlab.engines.tensorrt.timing import BlockTimes
@@ -24,38 +22,6 @@ INPUTS = {"x": np.ones((4, 3), np.float32)}
 SHORT = LatencySettings(
     seconds=0.0, warmup_ms=0.0, block_ms=5.0, min_rounds=20, max_rounds=20, half_width=0.0, least_seconds=0.0
 )
-
-
-class EventEngine(FunctionEngine):
-    """Takes ``device_ms`` on the GPU, 0.25 ms to enqueue and 1.5 ms of copies; its queries stand in ``log``."""
-
-    def __init__(self, name: str, device_ms: float, log: list[str], *, capturable: bool = True, lives: int = 10**9):
-        super().__init__(name, lambda x: x)
-        self.device_ms, self.log, self.capturable, self.lives = device_ms, log, capturable, lives
-        self.open = 0
-        self.asked: list[dict[str, bool]] = []
-
-    @contextlib.contextmanager
-    def block_timer(
-        self, inputs: Arrays, *, use_graph: bool = False, transfers: bool = True, spin: bool = False
-    ) -> Iterator[Any]:
-        self.asked.append({"use_graph": use_graph, "transfers": transfers, "spin": spin})
-        if use_graph and not self.capturable:
-            raise MeasurementError("no graph of it")
-        self.transfers = transfers
-        self.open += 1
-        try:
-            yield self
-        finally:
-            self.open -= 1
-
-    def time(self, queries: int) -> BlockTimes:
-        self.log.append(self.sidecar.name)
-        self.lives -= 1
-        if self.lives < 0:
-            raise MeasurementError("fell off the bus")
-        device = np.full(queries, self.device_ms * 1e6)
-        return BlockTimes(device, np.full(queries, 0.25e6), device + 1.5e6 if self.transfers else None)
 
 
 def timed(*engines: EventEngine, settings: LatencySettings = SHORT, **how: Any) -> Any:

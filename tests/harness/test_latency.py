@@ -407,6 +407,36 @@ class TestWarmUp:
         assert is_stationary(np.array([1.0]))
 
 
+class TestExtremes:
+    def test_two_rounds_say_nothing_and_survive_json(self, clock: FakeClock) -> None:
+        timings = timed(clock, short(min_rounds=2, max_rounds=2), a=1.0, b=100.0)
+        b = timings.latencies["b"]
+        assert b.ratio == pytest.approx(100.0)
+        assert (b.ratio_interval.low, b.ratio_interval.high, b.log_error) == (0.0, math.inf, math.inf)
+        assert b.change is Change.INCONCLUSIVE
+        assert timings.too_noisy and "any size" in timings.warnings[0].message
+        assert from_plain(Timings, json.loads(dump_json(to_plain(timings))), "timings") == timings
+
+    def test_a_huge_ratio(self, clock: FakeClock) -> None:
+        timings = timed(clock, short(min_rounds=6, max_rounds=6), a=0.001, b=10_000.0)
+        b = timings.latencies["b"]
+        assert (b.ratio, b.ratio_interval.low, b.ratio_interval.high) == pytest.approx((1e7, 1e7, 1e7))
+        assert b.change is Change.SLOWER
+
+    def test_a_negative_seed(self, clock: FakeClock) -> None:
+        with pytest.raises(ConfigError, match="seed is out of range"):
+            timed(clock, short(seed=-1), a=1.0)
+
+    def test_a_pause_in_the_first_block_does_not_hide_the_next_one(self, clock: FakeClock) -> None:
+        """Blocks of one call, after 3 calls that find their length and 20 of the warm-up."""
+        costs = {23: 30_000.0, 25: 6_000.0}
+        calls = iter(range(10**6))
+        timings = timed(clock, short(block_ms=50.0), a=100.0, b=lambda: costs.get(next(calls), 100.0))
+        assert timings.warm_ups["b"].calls == 20
+        assert max(timings.blocks_ms["b"]) == 30_000.0, "nothing is known yet to judge the first by"
+        assert [warning.code for warning in timings.warnings if warning.variant is None] == [TimingCode.CLOCK_JUMP]
+
+
 class TestWords:
     settings = LatencySettings()
 
@@ -441,6 +471,21 @@ class TestWords:
         control = self.estimate(0.92, 1.1)
         assert change_of(self.estimate(low, high), control, self.settings) is word
 
+    @pytest.mark.parametrize(
+        ("low", "high", "word"),
+        [
+            (0.05, 0.1, Change.FASTER),
+            (0.1, 0.45, Change.FASTER),
+            (0.1, 0.55, Change.INCONCLUSIVE),
+            (1.9, 9.0, Change.INCONCLUSIVE),
+            (2.1, 9.0, Change.SLOWER),
+        ],
+    )
+    def test_noise_is_a_factor_either_way(self, low: float, high: float, word: Change) -> None:
+        """Where the reference is within 0.5 and 2 times itself, ten times faster is still faster."""
+        assert change_of(self.estimate(low, high), self.estimate(0.5, 2.0), self.settings) is word
+        assert "100.0 %" in str(noise_of(self.estimate(0.5, 1.5), self.settings))
+
     def test_noise_in_words(self) -> None:
         assert noise_of(self.estimate(0.96, 1.04), self.settings) is None
         assert "too noisy" in str(noise_of(self.estimate(0.92, 1.1), self.settings))
@@ -469,6 +514,15 @@ class TestOutliers:
         assert found.high_severe == int(np.sum(values > q3 + 3 * spread)) == 3
         assert found.low_severe == 1
         assert found.total == int(np.sum((values < q1 - 1.5 * spread) | (values > q3 + 1.5 * spread)))
+
+    def test_one_step_of_a_coarse_clock_is_no_outlier(self) -> None:
+        """Four fifths are 100 us to the step; the rest is a step of 50 ns off, and one is far away."""
+        values = np.concatenate([np.full(80, 100.0), np.full(10, 100.05), np.full(10, 99.95), [150.0]])
+        assert classify_outliers(values) == Outliers(0, 0, 0, 1)
+
+    def test_all_equal(self) -> None:
+        assert classify_outliers(np.full(7, 3.0)) == Outliers(0, 0, 0, 0)
+        assert classify_outliers(np.array([5.0])) == Outliers(0, 0, 0, 0)
 
     def test_are_kept_and_counted_by_engine(self, clock: FakeClock) -> None:
         calls = iter(range(10**6))

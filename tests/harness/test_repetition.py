@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,11 +14,13 @@ from quantlab.errors import MeasurementError
 from quantlab.harness.latency import CONTROL, LatencySettings, Timings, time_engines
 from quantlab.harness.measurement import Change
 from quantlab.harness.repetition import combine_timings
-from quantlab.harness.timings import TimingCode
+from quantlab.harness.timings import Stop, TimingCode
 from quantlab.statistics.ratio import half_width
 
 
-def measured(ratio: float, seed: int = 0, noise: float = 0.01, names: tuple[str, str] = ("a", "b")) -> Timings:
+def measured(
+    ratio: float, seed: int = 0, noise: float = 0.01, names: tuple[str, str] = ("a", "b"), rounds: int = 24
+) -> Timings:
     clock = FakeClock()
     rng = np.random.default_rng(seed)
     calls = {
@@ -25,7 +28,7 @@ def measured(ratio: float, seed: int = 0, noise: float = 0.01, names: tuple[str,
         for name, base in zip(names, (1.0, ratio), strict=True)
     }
     settings = LatencySettings(
-        seconds=0.0, warmup_ms=0.0, block_ms=1.0, min_rounds=24, max_rounds=24, half_width=0.0, seed=seed
+        seconds=0.0, warmup_ms=0.0, block_ms=1.0, min_rounds=rounds, max_rounds=rounds, half_width=0.0, seed=seed
     )
     return time_engines(calls, names[0], 2, settings, clock=clock.clock)
 
@@ -86,6 +89,29 @@ def test_warnings_say_which_process() -> None:
     found = combine_timings([one, one])
     assert [warning.code for warning in found.warnings] == [TimingCode.FEW_BLOCKS] * 2
     assert [warning.message[:10] for warning in found.warnings] == ["process 1:", "process 2:"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "found"),
+    [
+        ((Stop.PRECISION, Stop.PRECISION), Stop.PRECISION),
+        ((Stop.TIME, Stop.PRECISION), Stop.TIME),
+        ((Stop.PRECISION, Stop.TIME), Stop.TIME),
+        ((Stop.PRECISION, Stop.ROUNDS, Stop.TIME), Stop.TIME),
+    ],
+)
+def test_it_stopped_for_precision_only_if_all_did(stops: tuple[Stop, ...], found: Stop) -> None:
+    one = measured(1.2)
+    assert combine_timings([dataclasses.replace(one, stop=stop) for stop in stops]).stop is found
+
+
+def test_a_process_of_two_rounds_says_nothing() -> None:
+    """Its error is infinite, which must not become NaN."""
+    parts = [measured(1.2, 0), measured(1.2, 1, rounds=2), measured(1.2, 2)]
+    found = combine_timings(parts).latencies["b"]
+    assert found.ratio == pytest.approx(1.2, rel=0.02)
+    assert (found.ratio_interval.low, found.ratio_interval.high) == (0.0, math.inf)
+    assert found.change is Change.INCONCLUSIVE
 
 
 def test_one_process_is_returned_as_it_is() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness_data import Arrays, FunctionEngine, MemoryData
@@ -151,6 +153,26 @@ class TestWholeOrAbsent:
                 [FunctionEngine("fp32", dies), FunctionEngine("other", lambda x: x)], "fp32",
                 MemoryData(ROWS, LABELS), SETTINGS, Silent(), tmp_path / "samples.parquet",
             )  # fmt: skip
+        assert [path.name for path in tmp_path.iterdir()] == ["samples.parquet"]
+        assert (tmp_path / "samples.parquet").read_bytes() == before
+
+    @pytest.mark.parametrize("rows_a_group", [16, 10**6], ids=["while streaming", "at the end"])
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+    def test_rows_that_cannot_be_written(
+        self, error: BaseException, rows_a_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last rows are written when all else has succeeded, and must not be taken for the whole file."""
+        written(tmp_path, "outputs")
+        before = (tmp_path / "samples.parquet").read_bytes()
+
+        def full(self: pq.ParquetWriter, table: pa.Table) -> None:
+            raise error
+
+        monkeypatch.setattr("quantlab.harness.samples._ROWS_A_GROUP", rows_a_group)
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+        expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError
+        with pytest.raises(expected):
+            written(tmp_path, "outputs")
         assert [path.name for path in tmp_path.iterdir()] == ["samples.parquet"]
         assert (tmp_path / "samples.parquet").read_bytes() == before
 

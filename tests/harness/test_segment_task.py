@@ -164,7 +164,7 @@ def test_broken_outputs_are_the_worst(tmp_path: Path, threshold: dict[str, str])
         assert values(other)["miou"] >= values(meter)["miou"]
         assert values(other)["pixel_accuracy"] >= values(meter)["pixel_accuracy"]
     assert meter.says(1) == "an output that is not finite"
-    assert meter.drops(other)[1] > 0 and meter.drops(other)[0] == 0
+    assert meter.drops(other)[1] > 0 and np.isnan(meter.drops(other)[0])
 
 
 def test_coco_segmentations(tmp_path: Path) -> None:
@@ -206,9 +206,11 @@ def test_bad_truths_and_outputs(tmp_path: Path) -> None:
         make(request(masks, treshold="1"), beginning(batch))
     with pytest.raises(ConfigError, match="threshold of the task segment is wrong"):
         make(request(masks, threshold="half"), beginning(batch))
-    for settings in ({"resize": "cubic"}, {"layout": "chw"}):
-        with pytest.raises(ConfigError, match="is wrong"):
+    for settings in ({"resize": "cubic"}, {"layout": "chw"}, {"ignore": -1}, {"ignore": 65536}):
+        with pytest.raises(ConfigError, match=r"is wrong|is out of range"):
             SegmentSettings(**settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="threshold is for a model of one class"):
+        class_output({"y": np.zeros((3, 7, 2, 2))}, SegmentSettings(threshold=0.5))
     with pytest.raises(MeasurementError, match="which output holds"):
         class_output({"y": np.zeros((3, 7))}, SegmentSettings())
     with pytest.raises(MeasurementError, match="which output holds") as caught:
@@ -220,6 +222,44 @@ def test_bad_truths_and_outputs(tmp_path: Path) -> None:
             class_output({"y": np.full((3, 2, 2), number)}, SegmentSettings())
     with pytest.raises(ConfigError, match="no output 'q'"):
         class_output({"y": np.zeros((3, 7, 2, 2))}, SegmentSettings(output="q"))
+
+
+def test_masks_that_judge_nothing(tmp_path: Path) -> None:
+    batch = memory_batch(IDS)
+    outputs = {"y": np.zeros((3, 2, 8, 8))}
+    white = np.zeros((8, 8))
+    white[:3] = 255
+    for folder, masks, message in (
+        ("binary", [white] * 3, "no pixel of any class but 0"),
+        ("void", [np.full((8, 8), 255)] * 3, r"no pixel of any class\n"),
+    ):
+        meter = make(request(save_masks(tmp_path / folder, masks)), beginning(batch)).meter()
+        meter.add(batch, outputs)
+        with pytest.raises(DataError, match=message):
+            meter.estimators()
+    meter = make(request(save_masks(tmp_path / "some", [white, white, np.ones((8, 8))])), beginning(batch)).meter()
+    meter.add(batch, outputs)
+    assert values(meter)["pixel_accuracy"] == pytest.approx(100 * 80 / (80 + 64))
+    empty = make(request(save_masks(tmp_path / "empty", [np.zeros((8, 8))] * 3)), beginning(batch)).meter()
+    empty.add(batch, outputs)
+    assert values(empty)["pixel_accuracy"] == 100, "no object in any image, and nothing left out"
+
+
+def test_background_of_a_file_of_names(tmp_path: Path) -> None:
+    """A category that is class 0 leaves no number for what no annotation claims."""
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "categories": [{"id": 5, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 5, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    for text, judged in (("cat\n", 16), ("background\ncat\n", 64)):
+        (tmp_path / "names.txt").write_text(text)
+        options = {"classes": str(tmp_path / "names.txt")}
+        batch = memory_batch(("a.png",))
+        meter = make(request(tmp_path / "coco.json", **options), beginning(batch)).meter()
+        columns = meter.add(batch, {"y": np.zeros((1, 2, 8, 8))})
+        assert columns["pixels"].tolist() == [judged]
 
 
 def test_image_of_which_nothing_is_judged() -> None:

@@ -96,13 +96,14 @@ class TestFigures:
         truth = measure(quantized_model(), None, [engine(as_float32)], data, TruthSettings(4, 1), Silent())
         assert [one.role for one in truth.rows] == [Role.GRAPH, Role.GRAPH, Role.RUNTIME]
         (output,) = row(truth).outputs
-        assert (output.exact, output.fp32, row(truth).loss_db, truth.model) == (None, None, None, None)
+        assert (output.exact, output.fp32, row(truth).loss, truth.model) == (None, None, None, None)
         assert row(truth).judgement is Judgement.AS_WRITTEN
 
     def test_round_trip(self, tmp_path: Path) -> None:
         truth = run(engine(as_float32), Runtime("gone", None, "not installed"))
         (tmp_path / "truth.json").write_text(truth.to_json())
         assert Truth.load(tmp_path / "truth.json") == truth
+        assert (truth.intervals.confidence, truth.intervals.resamples, truth.intervals.seed) == (0.95, 2000, 0)
 
     def test_a_fixed_batch_is_filled(self) -> None:
         """References and runtime take two samples a call; the figures are those of the samples alone."""
@@ -125,9 +126,28 @@ class TestJudgements:
     def test_its_own_error(self) -> None:
         found = row(run(engine(lambda x: (quantized(x) + 1.0).astype(np.float32))))
         assert found.judgement is Judgement.OWN_ERROR
-        assert found.loss_db is not None
         expected = sqnr(exact(ROWS), quantized(ROWS)) - sqnr(exact(ROWS), quantized(ROWS) + 1.0)
-        assert found.loss_db == pytest.approx(expected, abs=1e-3)
+        assert found.loss is not None
+        assert found.loss.value == pytest.approx(expected, abs=1e-3)
+        assert found.loss.interval is not None
+        assert found.loss.interval.low < expected < found.loss.interval.high
+
+    def test_too_few_samples_for_an_interval(self) -> None:
+        found = row(run(engine(lambda x: (quantized(x) + 1.0).astype(np.float32)), rows=ROWS[:9]))
+        assert found.judgement is Judgement.OWN_ERROR
+        assert found.verdict.endswith("; 9 samples are too few for an interval")
+        assert found.loss is not None
+        assert found.loss.interval is None
+
+    def test_too_little_to_tell(self) -> None:
+        """The runtime is off in one sample of ten: whether that is 0.5 dB depends on how often it comes."""
+
+        def odd(x: Array) -> Array:
+            return (quantized(x) + np.where(x[:, :1] == ROWS[3, 0], 1.2, 0.0)).astype(np.float32)
+
+        found = row(run(engine(odd)))
+        assert found.judgement is Judgement.CANNOT_TELL
+        assert found.verdict.startswith("cannot tell from 10 samples whether runtime has an error of its own")
 
     def test_nan(self) -> None:
         def broken(x: Array) -> Array:

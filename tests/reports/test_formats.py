@@ -13,12 +13,13 @@ import xml.etree.ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_examples import comparison, verdict
+from report_examples import comparison, gpu_comparison, verdict
 
 from quantlab.errors import ConfigError
 from quantlab.gate.policy import OnInconclusive
 from quantlab.gate.verdict import CheckResult, Outcome, Verdict
 from quantlab.harness.comparison import Comparison
+from quantlab.harness.measurement import Change
 from quantlab.precision import Execution
 from quantlab.reports import FORMATS, Style, render
 from quantlab.reports.cells import capped, display_width, fixed, shorten
@@ -26,6 +27,7 @@ from quantlab.reports.csv_table import inert
 from quantlab.reports.markdown import escape
 from quantlab.reports.summary import MAX_BYTES
 from quantlab.reports.table import comparison_frame, output_frame, verdict_frame
+from quantlab.statistics.interval import Interval
 
 HOSTILE = "=cmd|'/c calc'!A1 \x1b[31m`<b>\n|x\x00\u202e @team & \ud800"
 
@@ -40,6 +42,64 @@ def renamed_verdict(name: str) -> Verdict:
     original = verdict()
     check = dataclasses.replace(original.checks[-1], candidate=name, reason=name, next_step=name)
     return dataclasses.replace(original, checks=(*original.checks[:-1], check), model=name, policy=name)
+
+
+def on_gpu(*ratios: float) -> Comparison:
+    """The first engine of the example on a GPU is the reference; the others have these ratios to it."""
+    original = gpu_comparison()
+    base = original.variants[1]
+    assert original.variants[0].latency is not None
+    variants = []
+    for name, ratio in zip((base.name, "a", "b"), (1.0, *ratios), strict=True):
+        timed = dataclasses.replace(
+            original.variants[0].latency, ratio=ratio, ratio_interval=Interval(ratio - 0.01, ratio + 0.02, 0.95),
+            change=Change.FASTER if ratio < 0.98 else Change.INCONCLUSIVE,
+        )  # fmt: skip
+        variants.append(dataclasses.replace(base, name=name, device_latency=timed))
+    floor = Interval(0.998, 1.001, 0.95)
+    return dataclasses.replace(original, reference=base.name, variants=tuple(variants), device_noise_floor=floor)
+
+
+class TestOnGpu:
+    def test_ratios_with_intervals(self) -> None:
+        text = render(on_gpu(0.7, 0.999), "terminal", Style(200))
+        table = text[text.index("On the GPU, by CUDA events") :]
+        assert re.search(r"\ba +graph, with copies .* 0\.700\*? +\[0\.690, 0\.720\]  faster", table)
+        assert re.search(r"\bb +graph, with copies .* 0\.999~ +\[0\.989, 1\.019\]  inconclusive", table)
+        assert re.search(r"tensorrt-rtx-fp32 +graph, .* 1\.000 ", table), "the reference has no mark"
+        told = (
+            "On the GPU: ratio to tensorrt-rtx-fp32 of the execution, 95 % interval, interleaved; A/A control [0.998, 1"
+        )
+        assert told in text
+
+    def test_markdown(self) -> None:
+        text = render(on_gpu(0.7, 0.999), "markdown")
+        assert "*0.999*" in text and "**0.700**" in text
+        assert "Italic ratio: the interval holds 1" in text
+
+    def test_only_undecided_ratios_are_explained(self) -> None:
+        assert "holds 1" not in render(on_gpu(0.7, 0.8), "terminal")
+
+    def test_the_hosts_interval_marks_no_ratio_of_the_gpu(self) -> None:
+        undecided = on_gpu(0.7, 0.999).variants[2].device_latency
+        original = on_gpu(0.7, 0.8)
+        variants = tuple(dataclasses.replace(result, latency=undecided) for result in original.variants)
+        text = render(dataclasses.replace(original, variants=variants), "terminal", Style(200))
+        on_host, _, on_device = text.partition("On the GPU, by CUDA events")
+        assert "0.999~" in on_host and "~" not in on_device.partition("\n\n")[0]
+
+    def test_columns_for_programs(self) -> None:
+        frame = comparison_frame(on_gpu(0.7, 0.999))
+        assert frame["device_ratio"].tolist() == [1.0, 0.7, 0.999]
+        assert frame["device_ratio_low"].tolist() == pytest.approx([0.99, 0.69, 0.989])
+        assert frame["device_verdict"].tolist() == ["inconclusive", "faster", "inconclusive"]
+        assert comparison_frame(gpu_comparison())["device_ratio"].isna().all()
+
+    def test_without_the_reference_it_is_said(self) -> None:
+        for name in ("terminal", "markdown"):
+            text = " ".join(render(gpu_comparison(), name).split())
+            assert "On the GPU: no ratios, because the reference onnxruntime-fp32 is not timed there." in text
+            assert "On the GPU:" not in render(comparison(), name)
 
 
 class TestRegistry:

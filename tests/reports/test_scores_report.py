@@ -8,7 +8,7 @@ import math
 import pytest
 from report_examples import comparison
 
-from quantlab.harness.comparison import Score, VariantResult
+from quantlab.harness.comparison import Score, Slice, VariantResult
 from quantlab.reports import render
 from quantlab.reports.scores import FEW, MANY, Most, score_columns, score_frame, score_tables
 from quantlab.statistics.interval import Interval
@@ -64,6 +64,36 @@ def test_rows_beyond_the_limit_are_counted() -> None:
     assert len(slices.rows) == len(worst.rows) == 2, "one for each variant"
     assert slices.notes[:2] == ("2 of 6 did not change.", "2 of 4 that changed; all are in comparison.json.")
     assert "3 further values of class" in slices.notes[2]
+
+
+def test_slices_too_small_for_an_interval_count_as_unchanged_where_nothing_changed() -> None:
+    def of(value: str, difference: float) -> Score:
+        return Score("top1", "%", True, 50.0 + difference, 50.0, difference, None, "m", 4, Slice("camera", value))
+
+    base = comparison()
+    scores = (of("a", 0.0), of("b", 0.0), of("c", -25.0))
+    results = tuple(
+        dataclasses.replace(one, scores=scores if number == 2 else ()) for number, one in enumerate(base.variants)
+    )
+    (table,) = [t for t in score_tables(dataclasses.replace(base, variants=results), MANY) if "Slices" in t.title]
+    assert [row[1] for row in table.rows] == ["camera=c"]
+    assert table.notes[0] == "2 of 3 did not change."
+    assert "3 have too few samples for an interval." in table.notes
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown"])
+def test_outputs_that_are_not_finite_or_constant_are_told(form: str) -> None:
+    base = comparison()
+    reference, first, *others = base.variants
+    clean = dataclasses.replace(base, variants=(reference,))
+    text = " ".join(render(clean, form).split())
+    assert "NaN or infinite" not in text
+    assert "for every sample." not in text
+    output = dataclasses.replace(first.outputs[0], output="out", non_finite=1234, constant=True)
+    broken = dataclasses.replace(first, outputs=(output, *first.outputs[1:]))
+    text = " ".join(render(dataclasses.replace(base, variants=(reference, broken, *others)), form).split())
+    assert f"{first.name} gave 1,234 NaN or infinite values in out: the drift above is without their samples" in text
+    assert f"{first.name} gave the same out for every sample." in text
 
 
 def test_without_scores_there_are_no_tables() -> None:

@@ -14,15 +14,24 @@ from quantlab.degradation import Degradation, DegradationCode
 from quantlab.graph.twin import PartKind
 from quantlab.harness.gap import Gap
 from quantlab.harness.layer_record import LayerDrift, PartDrift
-from quantlab.harness.truth_record import Judgement, OutputTruth, Role, Truth, TruthRow
+from quantlab.harness.truth_figures import Estimate, TruthFigures
+from quantlab.harness.truth_record import Intervals, Judgement, OutputTruth, Role, Truth, TruthRow
 from quantlab.precision import Precision
 from quantlab.reports import FORMATS, Style, render
+from quantlab.statistics.interval import Interval
 
 HOSTILE = "=cmd|'/c calc'!A1 \x1b[31m`<b>\n|x\x00\u202e @team & \ud800"
 
 
 def gap(sqnr: float | None, flips: int | None = 0, *, differing: int = 5, non_finite: int = 0) -> Gap:
     return Gap(sqnr, 0.125, differing, 40, flips, non_finite, 0)
+
+
+def figures() -> TruthFigures:
+    nearness, own, loss, excess = (
+        Estimate(value, Interval(value - 1.0, value + 2.0, 0.95)) for value in (-43.0, 17.0, 9.0, 8.75)
+    )
+    return TruthFigures(nearness, own, loss, excess)
 
 
 def truth() -> Truth:
@@ -34,14 +43,15 @@ def truth() -> Truth:
         ),
         TruthRow(
             "openvino", Role.RUNTIME, Judgement.OWN_ERROR, "openvino is 9.0 dB worse than the graph says",
-            (OutputTruth("y", gap(17.0, 3), gap(16.25, 4), gap(16.0, 4), gap(12.0), equal),),
-            Precision.INT8, "read from the graph", 9.0, ("batches of 8 give other results than one by one: 12.0 dB",),
+            (OutputTruth("y", gap(17.0, 3), gap(16.25, 4), gap(16.0, 4), gap(12.0), equal, figures()),),
+            Precision.INT8, "read from the graph", ("batches of 8 give other results than one by one: 12.0 dB",),
         ),
         TruthRow("tensorrt-rtx", Role.RUNTIME, Judgement.UNAVAILABLE, "no GPU is here"),
     )  # fmt: skip
     degradation = Degradation(DegradationCode.BATCH_DISAGREES, "openvino: batches of 8 give other results")
     return Truth(
-        "m.qdq.onnx", "a" * 64, "m.onnx", "b" * 64, "float64", rows, 16, 8, {}, "c" * 64, {},
+        "m.qdq.onnx", "a" * 64, "m.onnx", "b" * 64, "float64", rows, 16,
+        Intervals(0.95, "bootstrap", 2000, 3), 8, {}, "c" * 64, {},
         ("FP32 of the original is 20.0 dB from float64 of the original",), (degradation,),
     )  # fmt: skip
 
@@ -74,7 +84,11 @@ class TestTruth:
         assert "openvino is 9.0 dB worse than the graph says; batches of 8 give other results than one by one" in text
         assert "tensorrt-rtx is not available: no GPU is here." in text
         lines = [line.split() for line in text.splitlines()]
-        assert ["openvino", "17.0", "16.2", "16.0", "3", "4", "0.125", "12.0", "dB", "equal"] in lines
+        cells = ["17.0", "9.0", "[8.0,", "11.0]", "16.2", "16.0", "3", "4", "0.125", "12.0", "dB", "equal"]
+        assert ["openvino", *cells] in lines
+        assert lines[lines.index(["openvino", *cells]) + 1][:4] == ["float64", "of", "the", "graph"], "runtimes first"
+        assert any(line[:2] == ["own-error", "openvino"] for line in lines)
+        assert "In brackets: 95% intervals (bootstrap, n = 16, 2,000 resamples, seed 3), each for itself." in text
         assert "FP32 of the original is 20.0 dB from float64 of the original." in text
         assert "batch-disagrees x1" in text
 
@@ -86,6 +100,15 @@ class TestTruth:
         text = render(dataclasses.replace(truth(), model=None, model_sha256=None), "terminal", Style(200))
         assert "to FP32 " not in text.partition("SQNR in dB")[0]
         assert "flips, original" not in text
+
+    def test_without_intervals_there_is_no_column_of_them(self) -> None:
+        missing = TruthFigures(*(Estimate(1.0, None, "too few") for _ in range(4)))
+        rows = tuple(
+            dataclasses.replace(row, outputs=tuple(dataclasses.replace(one, figures=missing) for one in row.outputs))
+            for row in truth().rows
+        )
+        text = render(dataclasses.replace(truth(), rows=rows), "terminal", Style(200))
+        assert "interval" not in text
 
     def test_several_outputs_are_named(self) -> None:
         rows = tuple(
@@ -102,13 +125,15 @@ class TestTruth:
         assert [row["execution"] for row in rows] == ["float64 of the graph", "openvino", "tensorrt-rtx"]
         found = rows[1]
         assert (found["graph_sqnr_db"], found["float64_flips"], found["repeat_sqnr_db"]) == ("17.0", "4", "inf")
-        assert (found["judgement"], found["loss_db"], found["precision_proved"]) == ("own-error", "9.0", "int8")
+        assert (found["judgement"], found["precision_proved"]) == ("own-error", "int8")
+        assert (found["loss"], found["loss_low"], found["loss_high"]) == ("9.0", "8.0", "11.0")
+        assert (found["nearness"], found["own_low"], found["excess"]) == ("-43.0", "16.0", "8.75")
         assert rows[2]["graph_sqnr_db"] == rows[2]["output"] == ""
 
     def test_markdown(self) -> None:
         text = render(truth(), "markdown")
         assert "- **own-error**: openvino is 9.0 dB worse" in text
-        assert "| openvino | 17.0 | 16.2 | 16.0 | 3 | 4 | 0.125 | 12.0 dB | equal |" in text
+        assert "| openvino | 17.0 | 9.0 | \\[8.0, 11.0\\] | 16.2 | 16.0 | 3 | 4 | 0.125 | 12.0 dB | equal |" in text
 
     def test_integers(self) -> None:
         row = truth().rows[1]
@@ -122,7 +147,7 @@ class TestLayers:
         text = render(layers(), "terminal", Style(200))
         assert "Most is lost at conv7: 50.0 -> 18.5 dB." in text
         lines = [" ".join(line.split()) for line in text.splitlines()]
-        assert "relu conv7 40.0 19.0 18.5 31.5 <- most is lost here 2 not finite" in lines
+        assert "relu 40.0 19.0 18.5 31.5 <- most is lost here 2 not finite conv7" in lines
         assert "conv7 Conv 30.2 20.5" in lines
         assert "w conv7 weight 44.0" in lines
         assert "1 quantized tensors have no counterpart and are left out: lost." in text

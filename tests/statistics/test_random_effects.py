@@ -40,6 +40,27 @@ def test_a_precise_group_counts_more_only_where_groups_agree() -> None:
     assert combine(np.array([0.0, 5.0]), errors).mean == pytest.approx(2.5, abs=0.01)
 
 
+def test_an_unknown_error_makes_that_of_the_mean_unknown() -> None:
+    found = combine(np.array([0.1, 0.3]), np.array([0.01, math.inf]))
+    assert (found.mean, found.error, found.within) == (pytest.approx(0.2), math.inf, math.inf)
+    assert found.bounds(0.95) == (-math.inf, math.inf)
+
+
+def test_by_the_definitions_with_unequal_errors() -> None:
+    """DerSimonian and Laird's moment estimator and Hartung and Knapp's error, written out as sums."""
+    y, s = [0.02, 0.11, 0.05, 0.30], [0.01, 0.03, 0.02, 0.05]
+    w = [1 / e**2 for e in s]
+    fixed = sum(a * b for a, b in zip(w, y, strict=True)) / sum(w)
+    q = sum(a * (b - fixed) ** 2 for a, b in zip(w, y, strict=True))
+    between = (q - 3) / (sum(w) - sum(a**2 for a in w) / sum(w))
+    v = [1 / (e**2 + between) for e in s]
+    mean = sum(a * b for a, b in zip(v, y, strict=True)) / sum(v)
+    error = math.sqrt(sum(a * (b - mean) ** 2 for a, b in zip(v, y, strict=True)) / (3 * sum(v)))
+    error = max(error, 1 / math.sqrt(sum(v)))
+    found = combine(np.array(y), np.array(s))
+    assert (found.mean, found.between, found.error) == pytest.approx((mean, math.sqrt(between), error))
+
+
 def test_one_group_has_no_interval_over_groups() -> None:
     found = combine(np.array([0.3]), np.array([0.1]))
     assert (found.mean, found.between, found.error) == pytest.approx((0.3, 0.0, 0.1))

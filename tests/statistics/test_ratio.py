@@ -45,7 +45,7 @@ class TestRatioOfPairs:
 
     @pytest.mark.parametrize("n", [12, 40])
     def test_is_the_expanded_percentile_interval(self, n: int) -> None:
-        """The quantiles that Hesterberg's section 4.2 asks for, of a bootstrap written out here."""
+        """The quantiles that Hesterberg's expansion asks for, of a bootstrap written out here."""
         pairs = np.random.default_rng(1).normal(0.0, 0.03, (n, 2))
         generator = np.random.default_rng(5)
         estimates = [stats.trim_mean(pairs[generator.integers(0, n, n)].reshape(-1), 1 / 3 - 1e-9) for _ in range(4000)]

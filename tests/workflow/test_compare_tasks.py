@@ -168,6 +168,7 @@ def test_regression_and_a_metric_of_ones_own(studio: Path, monkeypatch: pytest.M
     floating, quantized = comparison.variants
     assert value(floating, "mae") < 1e-6 < value(quantized, "mae") < 0.01
     assert value(floating, "r2") == pytest.approx(1.0) and value(quantized, "r2") < 1.0
+    assert quantized.classification is None, "three values a sample are no scores of classes here"
     (studio / "quantlab_test_means.py").write_text(
         "import numpy as np\n"
         "def miss(outputs, batch):\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 
 import click
@@ -12,7 +13,8 @@ from quantlab.engines.tensorrt.options import BuildFlags, BuildOptions, Typing
 from quantlab.errors import ConfigError
 from quantlab.graph.existing import ExistingPolicy
 from quantlab.precision import Precision
-from quantlab.workflow.recipe import load_recipe
+from quantlab.records import from_plain
+from quantlab.workflow.recipe import CompareSection, load_recipe
 
 LEAST = 'schema = 1\n[model]\nfile = "m.onnx"\n'
 
@@ -182,3 +184,24 @@ def test_wrong_options(text: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, LEAST + text)
     assert what in caught.value.what
+
+
+def test_the_documented_section_of_comparing_is_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "comparison.md").read_text(encoding="utf-8")
+    (example,) = [part.split("```")[0] for part in text.split("```toml\n")[1:]]
+    section = from_plain(CompareSection, tomllib.loads(example)["compare"], "docs/comparison.md")
+    defaults = CompareSection("")
+    changed = [
+        field.name
+        for field in dataclasses.fields(section)
+        if getattr(defaults, field.name) != getattr(section, field.name)
+    ]
+    assert changed == ["data", "labels", "task", "task_options", "metric", "slices", "by_class", "limit"]
+
+
+def test_messages_name_keys_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "quantlab.toml"
+    for key in ("by-class", "by_class"):
+        path.write_text(f'schema = 1\n[model]\nfile = "m"\n[compare]\ndata = "x"\n{key} = 3\n')
+        with pytest.raises(ConfigError, match=rf"quantlab\.toml\.compare\.{key} has a wrong value"):
+            load_recipe(path)

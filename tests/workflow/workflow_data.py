@@ -28,6 +28,7 @@ target = "onnxruntime"
 data = "evaluation.npz"
 limit = 60
 latency-seconds = 0
+{compare}
 [gate]
 policy = "policy.toml"
 [run]
@@ -73,8 +74,8 @@ class Project:
     def out(self) -> Path:
         return self.folder / "results"
 
-    def write(self, method: str = "minmax", precisions: tuple[str, ...] = ("fp16", "int8")) -> None:
-        text = RECIPE.format(method=method, precisions=", ".join(f'"{name}"' for name in precisions))
+    def write(self, method: str = "minmax", precisions: tuple[str, ...] = ("fp16", "int8"), compare: str = "") -> None:
+        text = RECIPE.format(method=method, precisions=", ".join(f'"{name}"' for name in precisions), compare=compare)
         (self.folder / "quantlab.toml").write_text(text)
 
     def run(self, narrator: Recorder | None = None, *, force: bool = False) -> RunResult:

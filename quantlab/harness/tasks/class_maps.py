@@ -11,6 +11,7 @@ from quantlab.datasets import Layout
 from quantlab.datasets.annotations_masks import IGNORE, MOST_CLASSES
 from quantlab.datasets.geometry import Placement
 from quantlab.errors import ConfigError, MeasurementError
+from quantlab.harness.tasks.options import check_range
 from quantlab.harness.tasks.protocol import Arrays, Floats
 
 BILINEAR, NEAREST = "bilinear", "nearest"
@@ -23,8 +24,8 @@ class SegmentSettings:
     """How outputs and truths are read.
 
     Attributes:
-        classes: Numbering of the classes of a COCO file (`class_numbers`); with ``from-1`` and ``ids``, pixels in no
-            annotation are class 0, else they are not judged. Masks hold class numbers already.
+        classes: Numbering of the classes of a COCO file (`class_numbers`). Pixels in no annotation are class 0, but
+            where a category has this number they are not judged. Masks hold class numbers already.
         resize: How scores are brought to the image's size: ``bilinear`` or ``nearest``; class numbers always by
             ``nearest``.
         threshold: For models of one channel: pixels above it are class 1, others class 0 (0 for logits, 0.5 for
@@ -46,6 +47,7 @@ class SegmentSettings:
             raise ConfigError("the setting resize is wrong", got=repr(self.resize), expected=f"{BILINEAR} or {NEAREST}")
         if self.layout not in tuple(Layout):
             raise ConfigError("the setting layout is wrong", got=repr(self.layout), expected="nchw or nhwc")
+        check_range("ignore", self.ignore, 0, MOST_CLASSES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +79,7 @@ def class_output(outputs: Arrays, settings: SegmentSettings) -> list[ClassScores
 
     Raises:
         MeasurementError: If no output fits, or several do.
-        ConfigError: If there is no output of the name that was given.
+        ConfigError: If there is no output of the name that was given, or a threshold for scores of several classes.
     """
     if settings.output is not None and settings.output not in outputs:
         raise ConfigError(f"the model has no output {settings.output!r}", expected="one of " + ", ".join(outputs))
@@ -94,6 +96,11 @@ def class_output(outputs: Arrays, settings: SegmentSettings) -> list[ClassScores
     if value.ndim == 4 and settings.layout == Layout.NHWC:
         value = np.moveaxis(value, 3, 1)
     if value.ndim == 4 and value.shape[1] > 1:
+        if settings.threshold is not None:
+            raise ConfigError(
+                "the setting threshold is for a model of one class", got=f"output {name!r} of {value.shape[1]} classes",
+                expected="no threshold, or layout=nhwc if the last axis is the class",
+            )  # fmt: skip
         return [ClassScores(row) for row in value]
     flat = value[:, 0] if value.ndim == 4 else value
     if settings.threshold is not None:

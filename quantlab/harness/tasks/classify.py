@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quantlab.datasets import Batch
 from quantlab.errors import ConfigError, DataError
-from quantlab.harness.tasks.columns import Column
+from quantlab.harness.tasks.columns import Column, only_losses
 from quantlab.harness.tasks.protocol import AnyMeter, CountChange, Figure, Kind, Pair
 from quantlab.harness.tasks.registry import Beginning, TaskRequest, refuse_options
 from quantlab.harness.tasks.rows import classification_output, in_best, log_softmax, top_class
@@ -213,9 +213,7 @@ class ClassifyMeter:
     def drops(self, reference: AnyMeter) -> Floats:
         """How much less probable the label became; of the reference's answer where there is no label."""
         assert isinstance(reference, ClassifyMeter)
-        drops = reference.target.values - self.target.values
-        result: Floats = np.where(drops > 0, drops, math.nan)
-        return result
+        return only_losses(reference.target.values - self.target.values)
 
     def says(self, index: int) -> str:
         """Class and its probability."""

@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
+def only_losses(drops: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Drops, NaN for samples that lost nothing, so that they are not listed among the worst."""
+    losses: NDArray[np.float64] = np.where(drops > 0, drops, np.nan)
+    return losses
+
+
 class Column(Generic[Scalar]):
     """One value a sample, given a batch at a time and read as one array; 8 bytes a sample or fewer."""
 

@@ -4,25 +4,26 @@ The function is called with the outputs of one variant on one batch, and the bat
 
     def function(outputs: Mapping[str, np.ndarray], batch: Batch) -> np.ndarray | dict[str, np.ndarray]
 
-``outputs`` holds arrays by output name, samples first; `Batch` has ``ids``, ``labels``, ``inputs`` and ``sha256s`` of
-the same samples. It returns one number for each sample, or several by name; the figure is their mean. A masked array
-leaves out the samples that it masks. ``function.higher_is_better`` must be True or False, or such by name;
-``function.unit`` may be a text, or texts by name.
+``outputs`` holds arrays by output name, samples first, which cannot be written to; `Batch` has ``ids``, ``labels``,
+``inputs`` and ``sha256s`` of the same samples. It returns one number for each sample, or several by name; the figure
+is their mean. A masked array leaves out the samples that it masks. ``function.higher_is_better`` must be True or
+False, or such by name; ``function.unit`` may be a text, or texts by name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.datasets import Batch
-from quantlab.datasets.user_code import FUNCTION, import_function
+from quantlab.datasets.user_code import FUNCTION, contained, import_function
 from quantlab.errors import ConfigError, DataError, QuantlabError
+from quantlab.harness.tasks.columns import only_losses
 from quantlab.harness.tasks.protocol import Additive, AnyMeter, Arrays, Estimator, Figure, Floats
 from quantlab.harness.tasks.registry import Beginning, TaskRequest, refuse_options
 
@@ -111,7 +112,18 @@ class CustomMeter:
         return np.concatenate([np.zeros(0), *self._values[figure]])
 
     def estimators(self) -> Mapping[str, Estimator]:
-        """By the name of the figure."""
+        """By the name of the figure.
+
+        Raises:
+            DataError: If the function left out every sample of one.
+        """
+        for figure in self._task.figures:
+            if not self.counted(figure.name).any():
+                raise DataError(
+                    f"the metric {self._task.spec!r} left out every sample of {figure.name!r}",
+                    got="masked values alone",
+                    expected="at least one that is not masked",
+                )
         return {
             figure.name: mean_of(self._of(figure.name), -math.inf if figure.higher_is_better else math.inf)
             for figure in self._task.figures
@@ -127,14 +139,13 @@ class CustomMeter:
         return known
 
     def drops(self, reference: AnyMeter) -> Floats:
-        """How much worse the first figure is than with the reference; (n,), NaN for samples that are left out."""
+        """How much worse the first figure is than with the reference; (n,), NaN where it is not, or is left out."""
         if not isinstance(reference, CustomMeter):
             raise TypeError(type(reference).__name__)
         figure = self._task.figures[0]
         mine, other = self._of(figure.name), reference._of(figure.name)
         with np.errstate(invalid="ignore"):
-            worse = other - mine if figure.higher_is_better else mine - other
-        return np.where(mine == other, 0.0, worse)
+            return only_losses(other - mine if figure.higher_is_better else mine - other)
 
     def says(self, index: int) -> str:
         """The values by name."""
@@ -167,7 +178,8 @@ def call_metric(spec: str, function: Metric, batch: Batch, outputs: Arrays) -> d
         DataError: If it raises or returns something else.
     """
     try:
-        result = function(outputs, batch)
+        with contained():
+            result = function(_sealed(outputs), replace(batch, inputs=_sealed(batch.inputs)))
     except QuantlabError:
         raise
     except Exception as cause:  # the user's function may raise anything
@@ -181,11 +193,14 @@ def call_metric(spec: str, function: Metric, batch: Batch, outputs: Arrays) -> d
     found = {}
     for name, value in named.items():
         told = _told(value)
-        if told is None or told.values.shape != (len(batch.ids),) or not isinstance(name, str):
-            shape = getattr(value, "shape", None)
+        if not isinstance(name, str) or not name.strip():
             raise DataError(
-                f"the metric {spec!r} returned something wrong for {str(name)!r}",
-                got=f"{type(value).__name__} of shape {shape}" if shape is not None else repr(value)[:80],
+                f"the metric {spec!r} returned a figure of a wrong name", got=repr(name)[:80], expected="a text"
+            )
+        if told is None or told.values.shape != (len(batch.ids),):
+            raise DataError(
+                f"the metric {spec!r} returned something wrong for {name!r}",
+                got=_shown(value),
                 expected=f"{len(batch.ids)} numbers, one for each sample of the batch",
             )
         found[name] = told
@@ -202,8 +217,37 @@ def _told(value: object) -> Told | None:
             return None
         mask = np.ma.getmaskarray(value) if isinstance(value, np.ma.MaskedArray) else np.zeros(array.shape, bool)
         return Told(array.astype(np.float64), mask)
-    except (TypeError, ValueError):
+    except Exception:  # an array type of the user's may raise anything, as torch's tensors that need gradients do
         return None
+
+
+def _sealed(arrays: Arrays) -> dict[str, NDArray[np.generic]]:
+    """The same arrays, which cannot be written to: other variants are measured against and fed with them."""
+    sealed = {name: value.view() for name, value in arrays.items()}
+    for value in sealed.values():
+        value.flags.writeable = False
+    return sealed
+
+
+def _shown(value: object) -> str:
+    """A value for a message: an address would say nothing."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}, shape {value.shape}"
+    if value is None or isinstance(value, int | float | complex | str | list | tuple):
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"
+
+
+def find_metric(spec: str) -> Metric:
+    """Import a metric.
+
+    Raises:
+        ConfigError: If there is no such function.
+    """
+    if not FUNCTION.match(spec):
+        raise ConfigError("the metric has a wrong form", got=repr(spec), expected="package.module:function")
+    function: Metric = import_function(spec, "metric", ConfigError, "an importable package.module:function")
+    return function
 
 
 def make(request: TaskRequest, beginning: Beginning) -> CustomTask:
@@ -215,9 +259,7 @@ def make(request: TaskRequest, beginning: Beginning) -> CustomTask:
     """
     refuse_options(request, "custom")
     spec = request.metric or ""
-    if not FUNCTION.match(spec):
-        raise ConfigError("the metric has a wrong form", got=repr(spec), expected="package.module:function")
-    function: Metric = import_function(spec, "metric", ConfigError, "an importable package.module:function")
+    function = find_metric(spec)
     names = list(call_metric(spec, function, beginning.batch, beginning.outputs))
     higher = {name: _stated(function, spec, "higher_is_better", name, bool) for name in names}
     units = {name: _stated(function, spec, "unit", name, str, "") for name in names}
@@ -228,6 +270,7 @@ def _stated(function: object, spec: str, attribute: str, name: str, kind: type, 
     """What the function's attribute says of a figure."""
     given = getattr(function, attribute, default)
     value = given.get(name, default) if isinstance(given, Mapping) else given
+    value = bool(value) if isinstance(value, np.bool_) else value
     if not isinstance(value, kind):
         raise ConfigError(
             f"the metric {spec!r} does not state {attribute} of {name!r}",

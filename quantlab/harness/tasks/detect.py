@@ -13,6 +13,7 @@ from quantlab.datasets.annotations_coco import ImageBoxes, class_numbers, coco_b
 from quantlab.degradation import Degradation
 from quantlab.harness.tasks.average_precision import Pooled
 from quantlab.harness.tasks.boxes import Detections
+from quantlab.harness.tasks.columns import only_losses
 from quantlab.harness.tasks.decoders import DECODERS, DetectSettings, Reading
 from quantlab.harness.tasks.images import ImageInput, match_samples, missing_truths
 from quantlab.harness.tasks.matches import MatchedImage, broken_image, match_image, require_evaluator
@@ -122,11 +123,13 @@ class DetectMeter:
         return np.array([one is not None for one in self.images], bool)
 
     def drops(self, reference: AnyMeter) -> Floats:
-        """How many more objects the reference found of each sample; (n,), NaN without a truth."""
+        """How many more objects the reference found of each sample; (n,), NaN without a truth or a loss."""
         if not isinstance(reference, DetectMeter):
             raise TypeError(type(reference).__name__)
         pairs = zip(reference.images, self.images, strict=True)
-        return np.array([np.nan if a is None or b is None else _quality(a) - _quality(b) for a, b in pairs])
+        return only_losses(
+            np.array([np.nan if a is None or b is None else _quality(a) - _quality(b) for a, b in pairs])
+        )
 
     def says(self, index: int) -> str:
         """Such as ``found 3 of 4 at IoU 0.5``."""

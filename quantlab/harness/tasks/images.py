@@ -12,6 +12,8 @@ from quantlab.degradation import Degradation, DegradationCode
 from quantlab.errors import DataError
 from quantlab.harness.tasks.registry import Beginning
 
+_RESIZED = "is the image rotated by its EXIF data, or resized since it was annotated?"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
@@ -21,11 +23,13 @@ class ImageInput:
         name: Of the input.
         layout: Of its axes.
         preprocess: What was done to the images; None for ready tensors, whose truths are in the tensors' own pixels.
+        images: Knows the size of every image that was read; None for ready tensors.
     """
 
     name: str
     layout: Layout
     preprocess: Preprocess | None
+    images: SourceDataset | None = None
 
     @classmethod
     def of(cls, beginning: Beginning) -> ImageInput:
@@ -43,9 +47,10 @@ class ImageInput:
             )
         ((name, shape),) = inputs.items()
         dataset = beginning.dataset
-        preprocess = dataset.preprocess.preprocess if isinstance(dataset, SourceDataset) else None
+        images = dataset if isinstance(dataset, SourceDataset) else None
+        preprocess = images.preprocess.preprocess if images else None
         layout = (preprocess.layout if preprocess else None) or InputSpec(name, shape[1:]).layout
-        return cls(name, layout, preprocess)
+        return cls(name, layout, preprocess, images)
 
     def fed_size(self, batch: Batch) -> tuple[int, int]:
         """Height and width of what the model is fed."""
@@ -56,8 +61,16 @@ class ImageInput:
         """Where an image of ``size`` (height, width) lies in what the model is fed.
 
         Raises:
-            DataError: If an image of this size cannot have become what the model is fed.
+            DataError: If the image is of another size, or one of this size cannot have become what the model is fed.
         """
+        real = self.images.image_size(sample) if self.images else None
+        if real not in (None, size):
+            raise DataError(
+                f"the truth of sample {sample!r} is for an image of another size",
+                got=f"{size[0]} x {size[1]} pixels (height x width)",
+                expected=f"{real[0]} x {real[1]} pixels, as the upright image has",
+                hint=_RESIZED,
+            )
         placed = Placement(size, size) if self.preprocess is None else self.preprocess.placement(size)
         if placed.fed != fed:
             kind = "is fed as it is" if self.preprocess is None else f"is preprocessed: {self.preprocess.describe()}"
@@ -65,7 +78,7 @@ class ImageInput:
                 f"the truth of sample {sample!r} is for an image of another size",
                 got=f"{size[0]} x {size[1]} pixels, which {kind}",
                 expected=f"{fed[0]} x {fed[1]} fed to input {self.name!r}",
-                hint="is the image rotated by its EXIF data, or resized since it was annotated?",
+                hint=_RESIZED,
             )
         return placed
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.datasets import Batch
-from quantlab.datasets.annotations_values import Values, read_values
+from quantlab.datasets.annotations_values import Values, read_values, true_column
 from quantlab.degradation import Degradation
 from quantlab.errors import ConfigError, MeasurementError
+from quantlab.harness.tasks.columns import only_losses
 from quantlab.harness.tasks.images import match_samples, missing_truths
 from quantlab.harness.tasks.options import required_truths, settings_from
 from quantlab.harness.tasks.protocol import Additive, AnyMeter, Arrays, Estimator, Figure, Floats
@@ -96,7 +97,7 @@ class RegressMeter:
         true = np.array([nothing if one is None else one for one in found]).reshape(len(found), len(columns))
         self._true.append(true)
         self._said.append(said)
-        return {f"{name}.true": true[:, index] for index, name in enumerate(columns)} | {
+        return {true_column(name): true[:, index] for index, name in enumerate(columns)} | {
             name: said[:, index] for index, name in enumerate(columns)
         }
 
@@ -135,12 +136,12 @@ class RegressMeter:
         return np.logical_not(np.isnan(self._joined(self._true)).any(axis=1))
 
     def drops(self, reference: AnyMeter) -> Floats:
-        """How much larger each sample's mean absolute error is than the reference's; (n,)."""
+        """How much larger each sample's mean absolute error is than the reference's; (n,), NaN if it is not."""
         if not isinstance(reference, RegressMeter):
             raise TypeError(type(reference).__name__)
         mine, other = self._errors(), reference._errors()
         with np.errstate(invalid="ignore"):
-            return np.where(mine == other, 0.0, mine - other)
+            return only_losses(mine - other)
 
     def _errors(self) -> Floats:
         said, true = self._joined(self._said), self._joined(self._true)

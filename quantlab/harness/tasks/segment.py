@@ -14,8 +14,9 @@ from quantlab.datasets.annotations_coco import FROM_ZERO, class_numbers, read_co
 from quantlab.datasets.annotations_masks import IGNORE, LoadMask, coco_masks, folder_masks
 from quantlab.degradation import Degradation
 from quantlab.errors import DataError
-from quantlab.files import is_folder
+from quantlab.files import is_file
 from quantlab.harness.tasks.class_maps import ClassScores, SegmentSettings, class_output, image_classes, seen
+from quantlab.harness.tasks.columns import only_losses
 from quantlab.harness.tasks.images import ImageInput, match_samples, missing_truths
 from quantlab.harness.tasks.options import required_truths, settings_from
 from quantlab.harness.tasks.protocol import Additive, AnyMeter, Arrays, Estimator, Figure, Floats
@@ -79,6 +80,28 @@ class SegmentTask:
         source: ImageInput,
     ) -> None:
         self.truths, self.settings, self.source = truths, settings, source
+        self._judged = self._objects = self._ignored = False
+
+    def saw(self, truth: NDArray[np.int64], judged: NDArray[np.bool_]) -> None:
+        """Note what a mask (height, width) holds."""
+        self._judged |= bool(judged.any())
+        self._objects |= bool((truth[judged] > 0).any())
+        self._ignored |= bool((truth == IGNORE).any())
+
+    def check_seen(self) -> None:
+        """Refuse masks that judge nothing: in the end, for one of them may well be without an object.
+
+        Raises:
+            DataError: If no mask has a pixel that is judged, or all pixels are of class 0 or 255.
+        """
+        if self._judged and (self._objects or not self._ignored or self.settings.classes == FROM_ZERO):
+            return
+        raise DataError(
+            f"{self.truths.where} has no pixel of any class" + (" but 0" if self._judged else ""),
+            got=f"0 and {IGNORE}" if self._judged else "none that is judged",
+            expected=f"class numbers; {IGNORE} means not judged",
+            hint="write the masks with 1 for the object, and 0 around it",
+        )
 
     @property
     def degradations(self) -> tuple[Degradation, ...]:
@@ -131,6 +154,7 @@ class SegmentMeter:
         size = (truth.shape[0], truth.shape[1])
         placement = self._task.source.placement(size, fed, sample)
         judged = (truth != self._task.settings.ignore) & (truth != IGNORE) & seen(placement)
+        self._task.saw(truth, judged)
         classes, highest = scores.classes, int(truth[judged].max(initial=0))
         if classes is not None and highest >= classes:
             raise DataError(
@@ -144,7 +168,12 @@ class SegmentMeter:
         return count_pixels(truth, image_classes(scores, placement, self._task.settings.resize), judged)
 
     def estimators(self) -> Mapping[str, Estimator]:
-        """By the name of the figure."""
+        """By the name of the figure.
+
+        Raises:
+            DataError: If the masks judge nothing.
+        """
+        self._task.check_seen()
         known = [(index, one) for index, one in enumerate(self.images) if one is not None]
         width = 1 + max((int(one.classes.max(initial=-1)) for _, one in known), default=0)
         terms = np.zeros((len(self.images), 2 * width))
@@ -164,11 +193,13 @@ class SegmentMeter:
         return np.array([one is not None and one.pixels > 0 for one in self.images], bool)
 
     def drops(self, reference: AnyMeter) -> Floats:
-        """How much larger the share of right pixels was with the reference, in percentage points; (n,)."""
+        """How much larger the share of right pixels was with the reference, in points; (n,), NaN where it was not."""
         if not isinstance(reference, SegmentMeter):
             raise TypeError(type(reference).__name__)
         pairs = zip(reference.images, self.images, strict=True)
-        return np.array([np.nan if a is None or b is None else 100.0 * (a.share - b.share) for a, b in pairs])
+        return only_losses(
+            np.array([np.nan if a is None or b is None else 100.0 * (a.share - b.share) for a, b in pairs])
+        )
 
     def says(self, index: int) -> str:
         """Such as ``93.1 % of the pixels right``."""
@@ -226,11 +257,11 @@ def make(request: TaskRequest, beginning: Beginning) -> SegmentTask:
     """
     settings = settings_from(SegmentSettings, request.options, "segment")
     path = required_truths(request.truths, "segment", "a folder of masks, or a COCO JSON file")
-    if is_folder(path):
-        truths = folder_masks(path)
-    else:
+    if is_file(path) or path.suffix.lower() == ".json":
         coco = read_coco(path)
-        background = IGNORE if settings.classes == FROM_ZERO else 0
-        truths = coco_masks(coco, class_numbers(coco, settings.classes), background)
+        numbers = class_numbers(coco, settings.classes)
+        truths = coco_masks(coco, numbers, IGNORE if 0 in numbers.values() else 0)
+    else:
+        truths = folder_masks(path)
     match_samples(truths, beginning)
     return SegmentTask(truths, settings, ImageInput.of(beginning))
