@@ -13,15 +13,14 @@ from quantlab.engines.artifact import Made, quantized_graph, vouch
 from quantlab.engines.batching import cut_batch, fill_batch
 from quantlab.engines.kernels import KernelCount, integer_kernels, session_config, session_options
 from quantlab.engines.layer_time import LayerTime
+from quantlab.engines.onnx_file import check_supported, written
 from quantlab.engines.onnxruntime_layers import profile_session
 from quantlab.engines.protocol import Arrays
-from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
-from quantlab.engines.variant import Variant, variant_name
-from quantlab.errors import BackendUnavailable, EngineBuildError, MeasurementError
-from quantlab.files import remove_file
+from quantlab.engines.sidecar import Sidecar, read_sidecar
+from quantlab.engines.variant import Variant
+from quantlab.errors import EngineBuildError, MeasurementError
 from quantlab.graph.half import to_half
-from quantlab.graph.metadata import with_preprocess
-from quantlab.graph.model import load_model, open_session, save_model
+from quantlab.graph.model import load_model, open_session
 from quantlab.graph.proof import Proof, prove
 from quantlab.graph.qdq import Quantized
 from quantlab.graph.tf32 import to_tf32
@@ -50,42 +49,24 @@ class OnnxRuntimeBuilder:
 
     def build(self, variant: Variant, folder: Path) -> Path:
         """See `EngineBuilder.build`."""
-        written: list[Path] = []
-        try:
-            return self._build(variant, folder, written)
-        except BaseException:  # an engine that nothing vouches for must not be found
-            for file in written:
-                file.unlink(missing_ok=True)
-            raise
-
-    def _build(self, variant: Variant, folder: Path, written: list[Path]) -> Path:
-        reason = self.supports(variant)
-        if reason is not None:
-            raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
-        source = variant.prepared.model
+        check_supported(self, variant)
         graph = variant_graph(variant)
-        proto = with_preprocess(graph.proto, variant.table)
-        name = variant_name(NAME, variant.precision, variant.method, len(graph.excluded))
-        path = folder / f"{name}.onnx"
-        remove_file(sidecar_path(path))
-        files = save_model(proto, path, source)
-        written += files
-        proof = prove(source.with_proto(proto))
-        size_bytes = sum(file.stat().st_size for file in files)
-        execution, note = _execution(variant.precision, path, size_bytes, proof)
-        made = Made(
-            name=name,
-            path=path,
-            size_bytes=size_bytes,
-            graph=graph,
-            proved=proof.precision,
-            proof="; ".join(part for part in (proof.text, note) if part),
-            execution=execution,
-            environment=build_environment(),
-            session=session_options(proto, variant.precision),
-        )
-        vouch(variant, made)
-        return path
+        with written(NAME, variant, graph, folder) as file:
+            proof = prove(variant.prepared.model.with_proto(file.proto))
+            execution, note = _execution(variant.precision, file.path, file.size_bytes, proof)
+            made = Made(
+                name=file.name,
+                path=file.path,
+                size_bytes=file.size_bytes,
+                graph=graph,
+                proved=proof.precision,
+                proof="; ".join(part for part in (proof.text, note) if part),
+                execution=execution,
+                environment=build_environment(),
+                session=session_options(file.proto, variant.precision),
+            )
+            vouch(variant, made)
+        return file.path
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeEngine:
         """See `EngineBuilder.load`."""

@@ -20,17 +20,16 @@ from quantlab.engines.batching import cut_batch, fill_batch
 from quantlab.engines.confirmation import UNTYPED, confirm
 from quantlab.engines.fingerprint import fingerprint
 from quantlab.engines.kernels import session_config, session_options
+from quantlab.engines.onnx_file import check_supported, written
 from quantlab.engines.onnxruntime_provider import Placement, is_out_of_memory, open_cuda_session, out_of_memory
 from quantlab.engines.probe import is_shorter, prepared_probe
 from quantlab.engines.protocol import Arrays
-from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
+from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.typed_variant import typed_graph_of
-from quantlab.engines.variant import Variant, variant_name
+from quantlab.engines.variant import Variant
 from quantlab.errors import BackendUnavailable, MeasurementError, ModelError
-from quantlab.files import remove_file
 from quantlab.graph.checks import WEIGHTED_OPS
-from quantlab.graph.metadata import with_preprocess
-from quantlab.graph.model import load_model, save_model
+from quantlab.graph.model import load_model
 from quantlab.graph.proof import prove
 from quantlab.graph.qdq import Quantized
 from quantlab.graph.session import first_line
@@ -77,42 +76,24 @@ class OnnxRuntimeCudaBuilder:
 
     def build(self, variant: Variant, folder: Path) -> Path:
         """See `EngineBuilder.build`."""
-        written: list[Path] = []
-        try:
-            return self._build(variant, folder, written)
-        except BaseException:  # an engine that nothing vouches for must not be found
-            for file in written:
-                file.unlink(missing_ok=True)
-            raise
-
-    def _build(self, variant: Variant, folder: Path, written: list[Path]) -> Path:
-        reason = self.supports(variant)
-        if reason is not None:
-            raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
-        source = variant.prepared.model
+        check_supported(self, variant)
         graph = _graph(variant)
-        proto = with_preprocess(graph.proto, variant.table)
-        name = variant_name(NAME, variant.precision, variant.method, len(graph.excluded))
-        path = folder / f"{name}.onnx"
-        remove_file(sidecar_path(path))
-        files = save_model(proto, path, source)
-        written += files
-        size_bytes = sum(file.stat().st_size for file in files)
-        options = cuda_options(proto, variant.precision)
-        proved, text = _judge(variant, proto, path, options, size_bytes)
-        made = Made(
-            name=name,
-            path=path,
-            size_bytes=size_bytes,
-            graph=graph,
-            proved=proved,
-            proof="; ".join(part for part in (text, _EMULATED.get(variant.precision)) if part),
-            execution=Execution.EMULATED if variant.precision in _EMULATED else Execution.NATIVE,
-            environment=build_environment(),
-            session=options,
-        )
-        vouch(variant, made)
-        return path
+        with written(NAME, variant, graph, folder) as file:
+            options = cuda_options(file.proto, variant.precision)
+            proved, text = _judge(variant, file.proto, file.path, options, file.size_bytes)
+            made = Made(
+                name=file.name,
+                path=file.path,
+                size_bytes=file.size_bytes,
+                graph=graph,
+                proved=proved,
+                proof="; ".join(part for part in (text, _EMULATED.get(variant.precision)) if part),
+                execution=Execution.EMULATED if variant.precision in _EMULATED else Execution.NATIVE,
+                environment=build_environment(),
+                session=options,
+            )
+            vouch(variant, made)
+        return file.path
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeCudaEngine:
         """See `EngineBuilder.load`; also raises what `open_cuda_session` raises."""

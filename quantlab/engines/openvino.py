@@ -22,18 +22,17 @@ from quantlab.engines.confirmation import UNTYPED, confirm
 from quantlab.engines.fingerprint import Fingerprint, fingerprint
 from quantlab.engines.kernels import KernelCount
 from quantlab.engines.layer_time import LayerTime
+from quantlab.engines.onnx_file import check_supported, written
 from quantlab.engines.openvino_layers import CompiledLayers, compiled_layers, profiled_layers
 from quantlab.engines.openvino_runtime import OpenVino, has_instructions, load_openvino, numpy_type, words
 from quantlab.engines.probe import prepared_probe
 from quantlab.engines.protocol import Arrays
-from quantlab.engines.sidecar import Sidecar, read_sidecar, sidecar_path
+from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.tensorrt.inspector import LayerSummary
-from quantlab.engines.variant import Variant, variant_name
-from quantlab.errors import BackendUnavailable, EngineBuildError, EngineMismatch, MeasurementError, ModelError
-from quantlab.files import remove_file
+from quantlab.engines.variant import Variant
+from quantlab.errors import EngineBuildError, EngineMismatch, MeasurementError, ModelError
 from quantlab.graph.half import FORMATS
-from quantlab.graph.metadata import with_preprocess
-from quantlab.graph.model import Model, load_model, model_inputs, model_outputs, save_model
+from quantlab.graph.model import Model, load_model, model_inputs, model_outputs
 from quantlab.graph.proof import Proof, prove
 from quantlab.graph.qdq import Quantized
 from quantlab.precision import Execution, Precision
@@ -88,48 +87,32 @@ class OpenVinoBuilder:
 
     def build(self, variant: Variant, folder: Path) -> Path:
         """See `EngineBuilder.build`."""
-        written: list[Path] = []
-        try:
-            return self._build(variant, folder, written)
-        except BaseException:  # an engine that nothing vouches for must not be found
-            for file in written:
-                file.unlink(missing_ok=True)
-            raise
-
-    def _build(self, variant: Variant, folder: Path, written: list[Path]) -> Path:
-        reason = self.supports(variant)
-        if reason is not None:
-            raise BackendUnavailable(f"cannot build {variant.precision}", got=reason)
+        check_supported(self, variant)
         runtime = load_openvino()
         source = variant.prepared.model
         graph = quantized_graph(variant) if variant.quantized else Quantized(source.proto, (), (), {}, ())
-        proto = with_preprocess(graph.proto, variant.table)
-        name = variant_name(NAME, variant.precision, variant.method, len(graph.excluded))
-        path = folder / f"{name}.onnx"
-        remove_file(sidecar_path(path))
-        files = save_model(proto, path, source)
-        written += files
-        options = plugin_options(variant.precision)
-        session = _Session(runtime, path, name, options, threads=1)
-        proved, proof, execution = _judge(variant, source.with_proto(proto), session)
-        made = Made(
-            name=name,
-            path=path,
-            size_bytes=sum(file.stat().st_size for file in files),
-            graph=graph,
-            proved=proved,
-            proof=proof,
-            execution=execution,
-            environment={
-                **build_environment(),
-                "openvino": runtime.version,
-                "openvino device": runtime.device,
-                "openvino capabilities": " ".join(runtime.capabilities),
-            },
-            session=options,
-        )
-        vouch(variant, made)
-        return path
+        with written(NAME, variant, graph, folder) as file:
+            options = plugin_options(variant.precision)
+            session = _Session(runtime, file.path, file.name, options, threads=1)
+            proved, proof, execution = _judge(variant, source.with_proto(file.proto), session)
+            made = Made(
+                name=file.name,
+                path=file.path,
+                size_bytes=file.size_bytes,
+                graph=graph,
+                proved=proved,
+                proof=proof,
+                execution=execution,
+                environment={
+                    **build_environment(),
+                    "openvino": runtime.version,
+                    "openvino device": runtime.device,
+                    "openvino capabilities": " ".join(runtime.capabilities),
+                },
+                session=options,
+            )
+            vouch(variant, made)
+        return file.path
 
     def load(self, path: Path, threads: int) -> OpenVinoEngine:
         """See `EngineBuilder.load`.

@@ -53,7 +53,7 @@ def test_weights_alone_need_no_table(bench: Bench, cli: Cli) -> None:
     [
         (("--precisions", "fp8", "--target", "onnxruntime"), 2, "target onnxruntime has no fp8 quantization"),
         (("--precisions", "int8-weight"), 2, "did you mean 'int8-weights'?"),
-        (("--precisions", "int8", "--existing", "keep"), 2, "no policy 'keep'"),
+        (("--precisions", "int8", "--existing", "kep"), 2, "no policy 'kep'"),
     ],
 )
 def test_mistakes(calibrated: Bench, cli: Cli, arguments: tuple[str, ...], code: int, words: str) -> None:

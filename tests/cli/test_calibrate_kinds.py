@@ -33,7 +33,7 @@ def test_kinds(bench: Bench, cli: Cli, kind: str) -> None:
     [
         (("--kind", "fp8", "--target", "onnxruntime"), "target onnxruntime has no fp8 quantization"),
         (("--kind", "int9"), "no kind of quantization 'int9'"),
-        (("--existing", "keep"), "no policy 'keep'"),
+        (("--existing", "kep"), "no policy 'kep'"),
     ],
 )
 def test_mistakes_cost_no_run(bench: Bench, cli: Cli, arguments: tuple[str, ...], words: str) -> None:

@@ -258,7 +258,10 @@ class TestSlices:
         table = SliceTable(("half",), {f"s{i}": ("first" if i < 100 else "second",) for i in range(N)})
         inside = score(run(task=TaskRequest("outputs"), slices=table), "scores.sqnr_db", Slice("half", "first"))
         alone = score(run(rows=ROWS[:100], labels=LABELS[:100], task=TaskRequest("outputs")), "scores.sqnr_db")
-        assert dataclasses.replace(inside, slice=None) == alone
+        assert dataclasses.replace(inside, slice=None, interval=alone.interval) == alone
+        assert inside.interval is not None and alone.interval is not None
+        ends = (alone.interval.low, alone.interval.high)
+        assert (inside.interval.low, inside.interval.high) == pytest.approx(ends, rel=1e-12)
 
 
 class TestEvidence:
