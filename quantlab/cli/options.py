@@ -25,7 +25,11 @@ shapes = click.option(
 _DATA = "Folder of images, glob, list file, .npz, .npy, IDX file, package.module:factory, or torchvision:NAME."
 data = click.option("--data", required=True, metavar="SOURCE", help=_DATA)
 optional_data = click.option("--data", metavar="SOURCE", help=_DATA)
-labels = click.option("--labels", type=PATH, help="CSV with the columns file,label, or one label a line.")
+labels = click.option(
+    "--labels",
+    type=PATH,
+    help="CSV with the columns file,label, one label a line, COCO JSON, or truths of another --task.",
+)
 preprocess = click.option("--preprocess", metavar="NAME|FILE", help="Preset, or a TOML file. Default: the model's own.")
 limit = click.option("--limit", type=int, metavar="N", help="Use a seeded, class-balanced subset of N samples.")
 seed = click.option(
