@@ -86,7 +86,8 @@ def read_mask(path: Path) -> Mask:
 def coco_masks(coco: Coco, classes: Mapping[int, int], background: int) -> Truths[LoadMask]:
     """Masks from the segmentations of a COCO file: polygons and run lengths.
 
-    Pixels that annotations of different classes claim are `IGNORE`, as in torchvision's reference for segmentation.
+    Pixels that annotations of different classes claim are `IGNORE`; torchvision's reference ignores overlaps of one
+    class, too.
 
     Args:
         coco: The annotations.

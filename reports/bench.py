@@ -13,6 +13,7 @@ from quantlab.harness.measurement import Boundary, Latency
 from quantlab.harness.queries import CUDA_EVENTS, HOST_CLOCK, QueryFigures
 from quantlab.harness.rebuilds import Rebuilds
 from quantlab.harness.trtexec import Spread
+from quantlab.precision import Execution
 from quantlab.reports.bench_frame import BenchLine, bench_lines
 from quantlab.reports.cells import MISSING, digest, fixed, interval, mebibytes, plain, significant
 from quantlab.reports.format import Style
@@ -76,6 +77,8 @@ def bench_head(bench: Bench) -> str:
 
 def bench_notes(bench: Bench) -> Iterator[str]:
     """How to read the tables."""
+    if any(engine.execution is Execution.EMULATED for engine in bench.engines):
+        yield "(emulated): the time of float kernels that stand in for the precision, and not the precision's."
     for point in bench.interleaved:
         timings = point.timings
         setting = f" (t{point.threads} b{point.batch_size})" if len(bench.interleaved) > 1 else ""
@@ -172,7 +175,7 @@ def _listed(title: str, texts: Sequence[str], width: int, style: Style) -> Itera
 
 
 def _labels(bench: Bench, lines: Sequence[BenchLine], *, callers: bool) -> tuple[str, ...]:
-    """Names, with the setting behind them where there are several."""
+    """Names, with the setting behind them where there are several; emulations are labelled."""
     settings = bench.settings
     several = (len(settings.threads) > 1, len(settings.batches) > 1, callers and len(settings.streams) > 1)
 
@@ -181,7 +184,7 @@ def _labels(bench: Bench, lines: Sequence[BenchLine], *, callers: bool) -> tuple
             return line.name
         parts = zip("tbs", (line.threads, line.batch_size, line.streams), several, strict=True)
         setting = "".join(f" {letter}{value}" for letter, value, shown in parts if shown and value is not None)
-        return line.name + setting
+        return line.name + (" (emulated)" if line.engine.execution is Execution.EMULATED else "") + setting
 
     return tuple(map(label, lines))
 

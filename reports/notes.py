@@ -26,9 +26,13 @@ def drift_notes(comparison: Comparison) -> tuple[str, ...]:
     return broken + constant
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def latency_notes(comparison: Comparison) -> tuple[str, ...]:
     """What there is to say of the latencies: why a variant is slow, and what may make them other than they seem."""
-    return (*slower_than_fp32(comparison), *(f"{warning.message}." for warning in comparison.timing_warnings))
+    return (*slower_than_fp32(comparison), *(_sentence(warning.message) for warning in comparison.timing_warnings))
 
 
 def device_notes(comparison: Comparison) -> tuple[str, ...]:

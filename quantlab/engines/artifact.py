@@ -102,7 +102,7 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
     ranges = made.ranges or Ranges(
         variant.method,
         table.provenance.samples if table else (),
-        table.provenance.preprocess_sha256 if table else None,
+        table.provenance.preprocess_sha256 if table and table.provenance.samples else None,  # imported: not known
         stated_preprocess(variant.table) if variant.table else None,
     )
     degradations = [*variant.prepared.degradations, *made.graph.degradations, *made.degradations]

@@ -14,7 +14,7 @@ import onnx
 from quantlab.engines.layer_time import LayerKind, LayerTime
 from quantlab.engines.onnxruntime_nodes import ExecutedNode, executed_nodes
 from quantlab.engines.onnxruntime_trace import NodeEvent, read_trace
-from quantlab.errors import EngineBuildError, MeasurementError
+from quantlab.errors import MeasurementError
 from quantlab.graph.model import Model
 from quantlab.graph.session import first_line, open_proto
 
@@ -55,7 +55,7 @@ def profile_session(
         entries = {**config, _EXTERNAL: "optimized.data", _EXTERNAL_LEAST: "1024"}
         session = open_proto(
             model.proto, model.data_folder, threads=threads, config=entries, log_severity=4, name=name,
-            error=EngineBuildError, optimized=optimized, profile=prefix,
+            error=MeasurementError, optimized=optimized, profile=prefix,
         )  # fmt: skip
         try:
             graph = onnx.load(optimized, load_external_data=False).graph

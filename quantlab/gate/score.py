@@ -158,7 +158,11 @@ def _judge_value(case: Case, score: Score, name: str, limit: float) -> _Judged:
         other = interval.high if score.higher_is_better else interval.low
         if other >= limit if score.higher_is_better else other <= limit:
             found = f"{name} is {_number(score.value, score.unit)}, and its interval holds the limit of {limit:g}"
-            return _Judged(score, Outcome.INCONCLUSIVE, found, score.value, limit, bound, interval)
+            needed = None
+            inside = score.value > limit if score.higher_is_better else score.value < limit
+            if inside and math.isfinite(score.value) and math.isfinite(bound):
+                needed = math.ceil(score.n * ((score.value - bound) / (score.value - limit)) ** 2)
+            return _Judged(score, Outcome.INCONCLUSIVE, found, score.value, limit, bound, interval, needed)
     asked = f"{'at least' if score.higher_is_better else 'at most'} {_number(limit, score.unit)} is required"
     outcome = Outcome.PASS if good else Outcome.FAIL
     found = f"{name} is {_number(score.value, score.unit)}, {asked}"
@@ -185,7 +189,7 @@ def _alone(case: Case, one: _Judged) -> CheckResult:
     return case.result(
         one.outcome, f"{case.candidate.name}: {one.found}", unit="pp" if _in_points(case, one) else one.score.unit,
         estimate=one.estimate, bound=one.bound, interval=one.interval, limit=one.limit, n=one.score.n,
-        needed=one.needed, next_step=_next_step(one),
+        needed=one.needed, next_step=_next_step(case, one),
     )  # fmt: skip
 
 
@@ -198,14 +202,16 @@ def _together(case: Case, column: str, found: list[_Judged]) -> CheckResult:
     left_out = case.comparison.slices_left_out.get(column, 0)
     counts = ", ".join(f"{number} {each}" for each in ranks if (number := sum(one.outcome is each for one in ordered)))
     reason = f"{case.candidate.name}, {len(ordered)} slices by {column}: {counts}; {first.found}"
+    next_step = _next_step(case, first)
     if left_out and outcome is Outcome.PASS:
         outcome = Outcome.INCONCLUSIVE
         reason += f"; {left_out} more slices are not in the comparison"
+        next_step = "slice by a column of fewer values"
     details = tuple(one.found for one in ordered[1 : 1 + _MOST_DETAILS] if one.outcome is not Outcome.PASS)
     return case.result(
         outcome, reason, unit="pp" if _in_points(case, first) else first.score.unit, estimate=first.estimate,
         bound=first.bound, interval=first.interval, limit=first.limit, n=min(one.score.n for one in ordered),
-        needed=first.needed, next_step=_next_step(first), details=details,
+        needed=first.needed, next_step=next_step, details=details,
     )  # fmt: skip
 
 
@@ -213,7 +219,8 @@ def _in_points(case: Case, one: _Judged) -> bool:
     return case.check.margin is not None and one.score.unit == "%"
 
 
-def _next_step(one: _Judged) -> str:
+def _next_step(case: Case, one: _Judged) -> str:
+    checked = case.check
     match one.outcome:
         case Outcome.FAIL:
             return _MEND
@@ -221,6 +228,8 @@ def _next_step(one: _Judged) -> str:
             return f"needs about {one.needed:,} samples instead of {one.score.n:,}"
         case Outcome.INCONCLUSIVE if one.interval is None:
             return "compare on more samples"
+        case Outcome.INCONCLUSIVE if checked.margin is None:
+            return "compare on more samples, or " + _MEND
         case Outcome.INCONCLUSIVE:
             return "the observed loss is not below the margin, so more samples would probably show a FAIL: " + _MEND
         case Outcome.ERROR:

@@ -23,6 +23,7 @@ from quantlab.harness.measurement import Boundary
 from quantlab.harness.samples import SampleWriter
 from quantlab.harness.scoring import ScoringSettings, confusions, scores, worst_samples
 from quantlab.harness.slicing import Slicing, slicing
+from quantlab.harness.survivors import named_call, with_survivors
 from quantlab.harness.tasks.protocol import CountChange, Degraded
 from quantlab.harness.tasks.registry import TaskRequest
 from quantlab.harness.timings import TimingWarning
@@ -42,7 +43,7 @@ class CompareSettings:
         batch_size: Samples a call when measuring drift.
         latency_batch: Samples a call when timing.
         threads: Threads of each engine, recorded with the result.
-        seed: Of the timing order and the bootstrap.
+        seed: Of the bootstrap, recorded with the result; the timing order has that of ``latency``.
         latency: Timing budget; None to skip timing.
         task: What the model is for; by default, what its outputs look like.
         slices: Columns by which figures are told slice by slice, besides the class.
@@ -250,25 +251,14 @@ def _time(
     if settings.latency is None:
         return None
     inputs, size = _timed_batch(engines, first, settings)
-    left = list(engines)
-    reference = engines[0].sidecar.name
+    latency, reference = settings.latency, engines[0].sidecar.name
 
-    def call_of(engine: Engine) -> object:
-        try:
-            return engine.run(inputs)
-        except MeasurementError as error:
-            raise EngineDiedError(engine.sidecar.name, error) from error
+    def measure(left: Sequence[Engine]) -> Timings:
+        narrator.say(f"timing {len(left)} variants at batch {size} for about {latency.seconds:g} s")
+        calls = {engine.sidecar.name: named_call(engine, inputs) for engine in left}
+        return time_engines(calls, reference, size, latency)
 
-    while True:
-        narrator.say(f"timing {len(left)} variants at batch {size} for about {settings.latency.seconds:g} s")
-        calls = {engine.sidecar.name: (lambda engine=engine: call_of(engine)) for engine in left}
-        try:
-            return time_engines(calls, reference, size, settings.latency)
-        except EngineDiedError as error:
-            if error.name == reference:
-                raise
-            failures.append(_untimed(error.name, "has no latency", error))
-            left = [engine for engine in left if engine.sidecar.name != error.name]
+    return with_survivors(engines, measure, failures)[0]
 
 
 def _untimed(name: str, without: str, error: MeasurementError) -> Degradation:

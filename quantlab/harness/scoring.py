@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.errors import DataError
 from quantlab.harness.comparison import Score, WorstSample
 from quantlab.harness.samples import escaped
 from quantlab.harness.slicing import Members
@@ -68,8 +69,12 @@ def scores(
         samples: How many.
         slices: Parts of them.
         settings: How intervals are made.
+
+    Raises:
+        DataError: If a figure is over other samples than the reference's.
     """
     built = {name: meter.estimators() for name, meter in meters.items()}
+    _check_counted(task, meters)
     found: dict[str, list[Score]] = {name: [] for name in meters}
     for members in (Members(None, np.arange(samples)), *slices):
         figures = [figure for figure in task.figures if members.slice is None or figure.sliced]
@@ -80,6 +85,24 @@ def scores(
             for name in meters:
                 found[name] += told.scores.get((figure.name, name), ())
     return {name: tuple(rows) for name, rows in found.items()}
+
+
+def _check_counted(task: Task, meters: Mapping[str, AnyMeter]) -> None:
+    """Refuse a figure over other samples than the reference's: its difference would not be paired."""
+    (_, reference), *others = meters.items()
+    if not isinstance(reference, Partial):
+        return
+    for figure in task.figures:
+        wanted = reference.counted(figure.name)
+        for name, meter in others:
+            differ = int(np.count_nonzero(meter.counted(figure.name) != wanted)) if isinstance(meter, Partial) else 0
+            if differ:
+                raise DataError(
+                    f"{figure.name} leaves out other samples of {name} than of the reference",
+                    got=f"{differ:,} samples counted for one of them alone",
+                    expected="a mask that depends on the sample, not on the outputs",
+                    hint="return NaN for a sample that is wrong: it counts as the worst possible",
+                )
 
 
 class _Told:

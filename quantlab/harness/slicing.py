@@ -64,7 +64,7 @@ def slicing(ids: Sequence[str], labels: Sequence[str | None] | None, table: Slic
     left_out: dict[str, int] = {}
     for column, values in columns.items():
         counts = Counter(value for value in values if value is not None)
-        if column == CLASS and len(counts) < 2:
+        if labels is not None and column == CLASS and len(counts) < 2:
             continue
         kept = [value for value, _ in counts.most_common(MOST_SLICES)]
         if len(counts) > len(kept):

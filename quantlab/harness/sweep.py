@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from quantlab.harness.queries import (
     traced_times,
 )
 from quantlab.harness.surroundings import clock_cautions
+from quantlab.harness.survivors import named_call
 from quantlab.progress import Narrator
 
 _SETTLE_S = 0.3
@@ -75,13 +76,10 @@ def time_against_each_other(
     """Interleaved rounds of all engines, by label, and the reference against itself.
 
     Raises:
-        MeasurementError: If an engine fails.
+        EngineDiedError: If an engine fails.
     """
-
-    def call_of(engine: Engine) -> Callable[[], object]:
-        return lambda: engine.run(inputs)
-
-    return time_engines({name: call_of(engine) for name, engine in engines.items()}, reference, batch_size, settings)
+    calls = {name: named_call(engine, inputs) for name, engine in engines.items()}
+    return time_engines(calls, reference, batch_size, settings)
 
 
 def time_gpu_engines(
@@ -171,7 +169,7 @@ def query_engines(
             figures, times[name] = gpu_figures(device), traced_times(device)
         else:
             loop = HostLoop(settings.query_seconds, streams=setting.streams)
-            times[name], warmup = time_host(lambda engine=engine: engine.run(inputs), loop)  # type: ignore[misc]
+            times[name], warmup = time_host(named_call(engine, inputs), loop)
             figures = host_figures(times[name], warmup, setting.batch_size, setting.streams)
         rows.append(QueryRow(name, setting.threads, setting.batch_size, setting.streams, figures, energy))
         cautions += figures.cautions(name)

@@ -304,13 +304,14 @@ class _Measurement:
             return TruthRow(runtime.name, Role.RUNTIME, Judgement.FAILED, verdict, (), sidecar.proved, sidecar.proof)
         outputs = tuple(self._with_figures(row, output) for output in row.outputs())
         found = judge(runtime.name, self.truth.partition(" ")[0], self.n_samples, outputs, yardsticks)
-        notes = tuple(self._runtime_notes(row, outputs, yardsticks))
+        size = min(sidecar.fixed_batch or self._batch_size, self._batch_size)
+        notes = tuple(self._runtime_notes(row, outputs, yardsticks, size))
         return TruthRow(
             runtime.name, Role.RUNTIME, found.judgement, found.verdict, outputs, sidecar.proved, sidecar.proof, notes
         )
 
     def _runtime_notes(
-        self, row: RowMeters, outputs: Sequence[OutputTruth], yardsticks: Mapping[str, Yardstick]
+        self, row: RowMeters, outputs: Sequence[OutputTruth], yardsticks: Mapping[str, Yardstick], size: int
     ) -> Sequence[str]:
         notes = []
         if row.batch_failed:
@@ -318,7 +319,7 @@ class _Measurement:
         for output in outputs:
             if output.batch is not None and not is_rounding(output.batch, yardsticks[output.output].rounding):
                 figure = decibels(output.batch.sqnr_db)
-                notes.append(f"batches of {self._batch_size} give other results than one by one: {figure}")
+                notes.append(f"batches of {size} give other results than one by one: {figure}")
             if output.repeat is not None and not output.repeat.is_equal:
                 share = f"{output.repeat.differing:,} of {output.repeat.values:,} values"
                 notes.append(f"the same call gives other results the second time, in {share}")

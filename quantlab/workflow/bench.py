@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantlab.degradation import merge_degradations
+from quantlab.degradation import Degradation, merge_degradations
 from quantlab.engines.protocol import Arrays, DeviceTimed, Engine
 from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.errors import ConfigError
@@ -21,6 +21,7 @@ from quantlab.harness.profile import EngineProfile, Profiles, profile_engines
 from quantlab.harness.queries import QueryTimes
 from quantlab.harness.rebuilds import Rebuilds
 from quantlab.harness.surroundings import fingerprint_of, read_surroundings, surroundings_cautions
+from quantlab.harness.survivors import with_survivors
 from quantlab.harness.sweep import Setting, query_engines, time_against_each_other, time_gpu_engines
 from quantlab.harness.trtexec_files import (
     ImportedProfile,
@@ -177,7 +178,9 @@ def bench_files(request: BenchRequest, narrator: Narrator) -> BenchResult:
         before=before,
         after=after,
         cautions=tuple(dict.fromkeys(cautions)),
-        degradations=merge_degradations(d for sidecar in run.sidecars for d in sidecar.degradations),
+        degradations=merge_degradations(
+            (*run.failures, *(d for sidecar in run.sidecars for d in sidecar.degradations))
+        ),
         end_to_end=tuple(run.end_to_end),
         on_gpu=tuple(run.gpu_timings),
     )
@@ -222,8 +225,13 @@ class _Run:
         self.queries: list[QueryRow] = []
         self.rebuilds: tuple[Rebuilds, ...] = ()
         self.cautions: list[Caution] = []
+        self.failures: list[Degradation] = []
         self.on_gpu = False
         self.profiles: Profiles | None = None
+
+    @property
+    def _failed(self) -> set[str]:
+        return {name for failure in self.failures for name in failure.subjects}
 
     @property
     def identities(self) -> tuple[BenchEngine, ...]:
@@ -296,8 +304,11 @@ class _Run:
     def _measure_setting(
         self, engines: Sequence[Engine], paths: Sequence[Path], threads: int, size: int, batch: Arrays
     ) -> None:
+        engines = [engine for engine in engines if engine.sidecar.name not in self._failed]
         if self.settings.seconds > 0.0:
-            timings = self._interleave(engines, paths, threads, size, batch)
+            timings, engines = with_survivors(
+                engines, lambda left: self._interleave(left, paths, threads, size, batch), self.failures
+            )
             self.interleaved.append(Interleaved(threads, size, timings))
             on_gpu, seen = time_gpu_engines(
                 engines, batch, threads, size, self.settings, self._latency_settings(), self._narrator
@@ -308,7 +319,12 @@ class _Run:
             return
         for streams in self.settings.streams:
             setting = Setting(threads, size, streams)
-            queried = query_engines(engines, batch, setting, self.settings, self._narrator)
+            queried, engines = with_survivors(
+                engines,
+                lambda left, setting=setting: query_engines(left, batch, setting, self.settings, self._narrator),  # type: ignore[misc]
+                self.failures,
+                "was not queried",
+            )
             self.queries += queried.rows
             self.cautions += queried.cautions
             if self._request.export is not None:
@@ -321,7 +337,7 @@ class _Run:
             f"timing {len(engines)} engines from files to outputs for about {self.settings.seconds:g} s: "
             f"threads {threads}, batch {size}"
         )
-        by_name = {engine.sidecar.name: engine for engine in engines}
+        by_name = {engine.sidecar.name: engine for engine in engines if engine.sidecar.name not in self._failed}
         reference = engines[0].sidecar.name
         settings = self._latency_settings()
         self.end_to_end.append(time_end_to_end(by_name, reference, inputs.dataset, size, threads, settings))

@@ -121,17 +121,30 @@ def check_preprocess(sidecars: Sequence[Sidecar], resolved: ResolvedPreprocess) 
     Raises:
         EngineMismatch: With both hashes.
     """
-    mine = resolved.preprocess.sha256 if resolved.preprocess else ""
     for sidecar in sidecars:
-        if sidecar.preprocess_sha256 is not None and sidecar.preprocess_sha256 != mine:
-            raise EngineMismatch(
-                f"{sidecar.name} was calibrated with another preprocessing than this comparison uses",
-                got=f"sha256 {mine[:16]}... here" if mine else "ready tensors here",
-                expected=f"sha256 {sidecar.preprocess_sha256[:16]}..."
-                if sidecar.preprocess_sha256
-                else "ready tensors",
-                hint="use the same --preprocess for calibrate and compare",
-            )
+        if sidecar.preprocess_sha256 is not None:
+            check_same_preprocess(sidecar.name, sidecar.preprocess_sha256, resolved)
+
+
+def check_same_preprocess(name: str, sha256: str, resolved: ResolvedPreprocess) -> None:
+    """Refuse what was calibrated with another preprocessing than the data have here.
+
+    Args:
+        name: What was calibrated.
+        sha256: Hash of its preprocessing; empty for ready tensors.
+        resolved: The preprocessing here.
+
+    Raises:
+        EngineMismatch: With both hashes.
+    """
+    mine = resolved.preprocess.sha256 if resolved.preprocess else ""
+    if sha256 != mine:
+        raise EngineMismatch(
+            f"{name} was calibrated with another preprocessing than this comparison uses",
+            got=f"sha256 {mine[:16]}... here" if mine else "ready tensors here",
+            expected=f"sha256 {sha256[:16]}..." if sha256 else "ready tensors",
+            hint="use the same --preprocess for calibrate and compare",
+        )
 
 
 def latency_settings(seconds: float, seed: int) -> LatencySettings | None:

@@ -35,6 +35,7 @@ policy = "policy.toml"
 
 [run]
 out = "{out}"
+threads = 1                    # as many as there are processors make latency unsteady: docs/latency.md
 """
 
 _POLICY = """\

@@ -24,7 +24,7 @@ from quantlab.progress import Narrator
 from quantlab.records import to_plain
 from quantlab.reports import render
 from quantlab.workflow.build import check_table
-from quantlab.workflow.compare import check_preprocess, find_engines
+from quantlab.workflow.compare import check_preprocess, check_same_preprocess, find_engines
 from quantlab.workflow.sources import DataNeeds, DataRequest, open_data, open_model
 
 LAYERS_LIST_SCHEMA = "quantlab.layers-list/1"
@@ -120,7 +120,9 @@ def layers_of_table(
     made = quantize_model(prepared.model, calibration, target, kind=kind)
     digest = sha256_bytes(made.proto.SerializeToString(deterministic=True))
     quantized = dataclasses.replace(prepared.model.with_proto(made.proto), sha256=digest)
-    dataset, _ = open_data(prepared.model, request, narrator)
+    dataset, resolved = open_data(prepared.model, request, narrator)
+    if calibration.provenance.samples:  # imported ranges do not say
+        check_same_preprocess(table.name, calibration.provenance.preprocess_sha256, resolved)
     name = f"{target.name}-{kind}" + (f"-{calibration.method}" if kind is QuantizationKind.INT8 else "")
     return (layer_drift(prepared.model, quantized, name, dataset, threads, narrator),)
 

@@ -252,7 +252,8 @@ def _with_origin(truth: Truth, original: Model | None, graph: Model) -> Truth:
     found = foreign_weights(original, graph)
     if found is not None and 2 * found[0] > found[1]:  # preparation folds layers into weights, so it is looked at, too
         with contextlib.suppress(QuantlabError):
-            found = min(found, foreign_weights(prepare(original).model, graph) or found)
+            looked_at = (found, foreign_weights(prepare(original).model, graph) or found)
+            found = min(looked_at, key=lambda one: one[0] / one[1])
     if found is None:
         note = f"no quantized weight has its name in {truth.model}: whether the graph was made from it is not known"
     elif 2 * found[0] > found[1]:

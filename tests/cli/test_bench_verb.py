@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from cli_bench import Bench, Cli
 
+from quantlab.engines.onnxruntime import OnnxRuntimeEngine
+from quantlab.engines.protocol import Arrays
+from quantlab.errors import MeasurementError
 from quantlab.harness.bench import Bench as Result
 from quantlab.harness.trtexec_files import read_times
 
@@ -196,3 +199,24 @@ def test_queries_alone(ready: Bench, cli: Cli) -> None:
     assert answer.code == 0, answer.err
     found = Result.load(ready / "out/bench.json")
     assert found.interleaved == () and len(found.queries) == 3
+
+
+def test_an_engine_that_dies_does_not_cost_the_others(cli: Cli, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, calls = OnnxRuntimeEngine.run, [0]
+
+    def dying(self: OnnxRuntimeEngine, inputs: Arrays) -> dict[str, object]:
+        if "int8" in self.sidecar.name:
+            calls[0] += 1
+            if calls[0] > 20:
+                raise MeasurementError("the engine died")
+        return dict(run(self, inputs))
+
+    bench.take("engines")
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", dying)
+    answer = cli("bench", *QUICK, "-o", "out")
+    assert answer.code == 0, answer.err
+    document = json.loads((bench / "out" / "bench.json").read_text())
+    timed = document["interleaved"][0]["timings"]["latencies"]
+    assert sorted(timed) == ["onnxruntime-fp16", "onnxruntime-fp32"]
+    (failure,) = [one for one in document["degradations"] if one["code"] == "engine-failed"]
+    assert "int8" in failure["message"] and "the engine died" in failure["message"]

@@ -341,7 +341,12 @@ class TestTensorRTRTX(EngineSuite):
         return precision is Precision.TF32
 
     def batch_tolerance(self, precision: Precision) -> float:
-        """Other kernels for another batch round otherwise, in the engine's arithmetic: "FP32" may be TF32."""
+        """Other kernels for another batch round otherwise, in the engine's arithmetic: "FP32" may be TF32.
+
+        Quantized engines did not, on an H200, and so are held to what others are.
+        """
+        if precision not in FLOATING:
+            return super().batch_tolerance(precision)
         return float(10 ** (-LEAST_SQNR_DB.get(precision, LEAST_SQNR_DB[Precision.TF32]) / 20))
 
     def load(self, path: Path) -> Engine:

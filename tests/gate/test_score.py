@@ -138,6 +138,19 @@ def test_a_figure_that_compares_by_itself_has_the_interval_of_its_value(limit: f
     assert judge('figure = "sqnr"\nmargin = { absolute = 1 }', one).outcome is ERROR
 
 
+def test_a_limit_inside_the_interval_says_how_many_samples_would_tell() -> None:
+    one = Score(
+        "sqnr", "dB", True, 21.0, math.inf, -math.inf, Interval(19.0, 23.0, 0.95), "BCa bootstrap", 100,
+        against_reference=True,
+    )  # fmt: skip
+    result = judge('figure = "sqnr"\nclaim = "at-least"\nlimit = 20', one)
+    assert (result.outcome, result.needed) == (INCONCLUSIVE, 400)  # the half-width is 2, the room 1
+    assert result.next_step == "needs about 400 samples instead of 100"
+    beyond = judge('figure = "sqnr"\nclaim = "at-least"\nlimit = 22', one)
+    assert (beyond.outcome, beyond.needed) == (INCONCLUSIVE, None)
+    assert "margin" not in beyond.next_step
+
+
 class TestSlices:
     def sliced(self, *differences: float, n: int = 500) -> tuple[Score, ...]:
         whole = score(0.0, 0.001)

@@ -94,6 +94,11 @@ def test_ssd() -> None:
     assert decode("ssd", {k: v for k, v in counted.items() if k != "num_detections"}) == [None]
 
 
+@pytest.mark.parametrize("count", [np.nan, np.inf])
+def test_an_ssd_count_that_is_not_finite_breaks_the_sample(count: float) -> None:
+    assert decode("ssd", ssd_lists() | {"num_detections": np.array([count], np.float32)}) == [None]
+
+
 def test_ssd_tf() -> None:
     (found,) = decode("ssd-tf", ssd_lists())
     assert rows(found)[:2] == [(0, 0, 200, 100, 0.75, 2), (40, 10, 80, 30, 0.5, 1)]

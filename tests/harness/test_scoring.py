@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from scipy import stats
 from scipy.special import softmax
 
 from quantlab.datasets.slices import SliceTable
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, DataError
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison, Score, Slice
+from quantlab.harness.scoring import ScoringSettings, scores
+from quantlab.harness.slicing import slicing
+from quantlab.harness.tasks.protocol import Figure
 from quantlab.harness.tasks.registry import TaskRequest, task_name
 from quantlab.precision import Precision
 from quantlab.progress import Silent
@@ -329,3 +333,35 @@ class TestRegistry:
     def test_settings_that_a_task_has_not(self, task: str) -> None:
         with pytest.raises(ConfigError, match="has no setting 'decoder'"):
             run(task=TaskRequest(task, options={"decoder": "yolov8"}))
+
+
+def test_a_figure_over_other_samples_than_the_references_is_refused() -> None:
+    """A mask that depends on the outputs would compare different samples as if they were paired."""
+
+    class Masked:
+        def __init__(self, kept: int) -> None:
+            self.kept = kept
+
+        def add(self, batch: object, outputs: object) -> dict[str, object]:
+            raise NotImplementedError
+
+        def estimators(self) -> dict[str, object]:
+            return {"own": lambda weights: weights.sum(axis=1)}
+
+        def correct(self, figure: str) -> object:
+            raise NotImplementedError
+
+        def counted(self, figure: str) -> object:
+            return np.arange(20) < self.kept
+
+    task = SimpleNamespace(name="custom", figures=(Figure("own", "", True),), least=1, meter=lambda: Masked(20))
+    meters = {"reference": Masked(20), "variant": Masked(10)}
+    with pytest.raises(DataError, match="own leaves out other samples of variant") as caught:
+        scores(task, meters, 20, (), ScoringSettings())  # type: ignore[arg-type]
+    assert caught.value.got == "10 samples counted for one of them alone"
+
+
+def test_a_column_of_ones_own_named_class_is_told_even_with_one_value() -> None:
+    table = SliceTable(("class",), {"1": ("day",), "2": ("day",)})
+    (members,) = slicing(["1", "2"], None, table).members
+    assert members.slice == Slice("class", "day")

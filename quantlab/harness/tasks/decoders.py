@@ -290,14 +290,15 @@ def _decode_lists(outputs: Arrays, reading: Reading, order: tuple[int, int, int,
             got=f"boxes {boxes.shape}, scores {scores.shape}, classes {classes.shape}",
             expected="boxes (N, k, 4), scores (N, k), classes (N, k)",
         )
-    counts = np.full(n, k)
+    counts, counted = np.full(n, k), np.ones(n, bool)
     if any(_has_role(name, "counts") for name in outputs):
         stated = _by_role(outputs, "counts").reshape(n).astype(np.float64)
-        counts = np.where(np.isfinite(stated), np.clip(stated, 0, k), k).astype(np.int64)
+        counted = np.isfinite(stated)
+        counts = np.where(counted, np.clip(stated, 0, k), 0).astype(np.int64)
     found: list[Detections | None] = []
-    for box, score, number, count in zip(boxes, scores, classes, counts.tolist(), strict=True):
+    for box, score, number, count, known in zip(boxes, scores, classes, counts.tolist(), counted.tolist(), strict=True):
         corners, confidences, labels = (part[:count].astype(np.float64) for part in (box, score, number))
-        if not all(np.isfinite(part).all() for part in (corners, confidences, labels)):
+        if not known or not all(np.isfinite(part).all() for part in (corners, confidences, labels)):
             found.append(None)
             continue
         pixels = reading.to_pixels(corners[:, list(order)], NORMALISED)
