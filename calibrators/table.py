@@ -152,6 +152,7 @@ class CalibrationTable:
         provenance: What made it.
         degradations: What was degraded on the way.
         auto: The evidence of method ``auto``; None if it was not used.
+        recovered: Steps of the recovery whose model the ranges are of; empty if they are of the prepared graph itself.
     """
 
     method: str
@@ -160,6 +161,7 @@ class CalibrationTable:
     provenance: Provenance
     degradations: tuple[Degradation, ...]
     auto: AutoChoice | None = None
+    recovered: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quantlab.harness.tasks.registry import TaskRequest
     from quantlab.precision import Execution, Precision
     from quantlab.progress import Narrator, Silent
+    from quantlab.recovery.recover import RecoverSettings, recover
     from quantlab.workflow.build import build_variants
     from quantlab.workflow.calibrate import CalibrateSettings, calibrate, write_calibration
     from quantlab.workflow.compare import compare_files, write_comparison
@@ -45,6 +46,7 @@ _HOMES = {
     "Policy": "quantlab.gate",
     "Precision": "quantlab.precision",
     "QuantlabError": "quantlab.errors",
+    "RecoverSettings": "quantlab.recovery.recover",
     "Silent": "quantlab.progress",
     "TARGETS": "quantlab.graph.targets",
     "TargetProfile": "quantlab.graph.targets",
@@ -60,6 +62,7 @@ _HOMES = {
     "open_data": "quantlab.workflow.sources",
     "open_model": "quantlab.workflow.sources",
     "read_samples": "quantlab.harness.samples",
+    "recover": "quantlab.recovery.recover",
     "run_recipe": "quantlab.workflow.run",
     "write_calibration": "quantlab.workflow.calibrate",
     "write_comparison": "quantlab.workflow.compare",
@@ -81,6 +84,7 @@ __all__ = [
     "Policy",
     "Precision",
     "QuantlabError",
+    "RecoverSettings",
     "Silent",
     "TargetProfile",
     "TaskRequest",
@@ -95,6 +99,7 @@ __all__ = [
     "open_data",
     "open_model",
     "read_samples",
+    "recover",
     "run_recipe",
     "write_calibration",
     "write_comparison",

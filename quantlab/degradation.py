@@ -58,6 +58,10 @@ class DegradationCode(StrEnum):
     """An engine failed in the middle of a comparison; it was left out, and the others' results were kept."""
     REFERENCE_SCORES_NOTHING = "reference-scores-nothing"
     """The reference is never right by the task's first figure, so that nothing can be lost."""
+    RECOVERY_NOT_RUN = "recovery-not-run"
+    """There were too few samples to judge a step of recovery by; none was run."""
+    RECOVERY_UNUSED = "recovery-unused"
+    """The model was recovered, but this variant was built without that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def render_terminal(table: CalibrationTable, style: Style) -> str:
     told = [(found.sqnr_db, entry) for entry in table.tensors if (found := _chosen(table, entry, scheme)) is not None]
     worst = [entry for sqnr_db, entry in sorted(_counted(told), key=lambda row: row[0])[:_SHOWN]]
     summary = f"{len(table.tensors)} tensors, method {table.method}"
+    summary += f", of the model as recovered by {plain(', '.join(table.recovered))}" if table.recovered else ""
     if not worst:
         lines += [f"{summary}; values were not counted, so nothing is known of errors", ""]
     else:

@@ -14,6 +14,7 @@ from quantlab.harness.comparison import Comparison
 from quantlab.harness.layer_record import LayerDrift
 from quantlab.harness.profile import Profiles
 from quantlab.harness.truth_record import Truth
+from quantlab.recovery.result import Recovery
 from quantlab.reports.bench_frame import bench_frame
 from quantlab.reports.calibration import calibration_frame
 from quantlab.reports.cells import plain
@@ -21,6 +22,7 @@ from quantlab.reports.findings import findings_frame
 from quantlab.reports.format import Format, Style
 from quantlab.reports.layer_drift import layers_frame
 from quantlab.reports.profile import profile_frame
+from quantlab.reports.recovery import recovery_frame
 from quantlab.reports.scores import score_columns
 from quantlab.reports.stability import stability_frame
 from quantlab.reports.table import comparison_frame, verdict_frame
@@ -70,6 +72,11 @@ def render_stability(stability: Stability, style: Style) -> str:
     return _csv(stability_frame(stability))
 
 
+def render_recovery(recovery: Recovery, style: Style) -> str:
+    """One line for each step, the columns of `recovery_frame`."""
+    return _csv(recovery_frame(recovery))
+
+
 def render_truth(truth: Truth, style: Style) -> str:
     """One line for each execution and output, the columns of `truth_frame`."""
     return _csv(truth_frame(truth))
@@ -104,6 +111,7 @@ FORMAT = Format(
             CalibrationTable: render_table,
             LintReport: render_findings,
             Stability: render_stability,
+            Recovery: render_recovery,
             Profiles: render_profiles,
             Truth: render_truth,
             LayerDrift: render_layers,

@@ -13,7 +13,8 @@ from quantlab.harness.comparison import Comparison
 from quantlab.harness.layer_record import LayerDrift
 from quantlab.harness.profile import Profiles
 from quantlab.harness.truth_record import Truth
-from quantlab.reports import calibration, findings, layer_drift, profile, stability, truth
+from quantlab.recovery.result import Recovery
+from quantlab.reports import calibration, findings, layer_drift, profile, recovery, stability, truth
 from quantlab.reports.format import Format, Style
 
 
@@ -43,6 +44,7 @@ FORMAT = Format(
             CalibrationTable: calibration.render_json,
             LintReport: findings.render_json,
             Stability: stability.render_json,
+            Recovery: recovery.render_json,
             Profiles: profile.render_json,
             Truth: truth.render_json,
             LayerDrift: layer_drift.render_json,

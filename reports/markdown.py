@@ -14,7 +14,8 @@ from quantlab.harness.comparison import Comparison, VariantResult
 from quantlab.harness.layer_record import LayerDrift
 from quantlab.harness.profile import Profiles
 from quantlab.harness.truth_record import Truth
-from quantlab.reports import layer_drift, profile, truth
+from quantlab.recovery.result import Recovery
+from quantlab.reports import layer_drift, profile, recovery, truth
 from quantlab.reports.bench import bench_head, bench_notes, bench_tables, bench_warnings
 from quantlab.reports.cells import digest, interval, plain, shorten
 from quantlab.reports.findings import lint_head, place
@@ -203,6 +204,19 @@ def render_stability(stability: Stability, style: Style) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_recovery(result: Recovery, style: Style) -> str:
+    """The gain, a table of the steps, where the loss came from, and the notes."""
+    lines = [f"# {escape(result.model)}: recovery", "", escape(recovery.recovery_head(result)), ""]
+    steps = [[escape(cell) for cell in recovery.step_cells(step)] for step in result.record.steps]
+    lines += [*table(recovery.STEP_HEADINGS, steps, 2), ""]
+    lines += [escape(line), ""] if (line := recovery.diagnosis_line(result)) else []
+    if layers := [[escape(cell) for cell in row] for row in recovery.layer_rows(result)]:
+        lines += [*table(recovery.LAYER_HEADINGS, layers, 2), ""]
+    lines += [*(f"- {escape(note)}" for note in recovery.step_notes(result)), "", "## Degradations", ""]
+    lines += [f"- {escape(str(degradation))}" for degradation in result.degradations] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
 def render_truth(result: Truth, style: Style) -> str:
     """The sentence of each runtime, the table, and what limits it."""
     lines = [f"# {escape(result.graph)} in several runtimes", "", escape(truth.truth_head(result)), ""]
@@ -242,6 +256,7 @@ FORMAT = Format(
             Verdict: render_verdict,
             LintReport: render_findings,
             Stability: render_stability,
+            Recovery: render_recovery,
             Profiles: render_profiles,
             Truth: render_truth,
             LayerDrift: render_layers,

@@ -16,7 +16,8 @@ from quantlab.harness.comparison import Comparison, VariantResult
 from quantlab.harness.layer_record import LayerDrift
 from quantlab.harness.profile import Profiles
 from quantlab.harness.truth_record import Truth
-from quantlab.reports import bench, calibration, findings, layer_drift, profile, stability, truth
+from quantlab.recovery.result import Recovery
+from quantlab.reports import bench, calibration, findings, layer_drift, profile, recovery, stability, truth
 from quantlab.reports.cells import digest, fixed, interval, plain, shorten
 from quantlab.reports.format import Format, Style
 from quantlab.reports.grid import GridColumn, grids
@@ -187,6 +188,7 @@ FORMAT = Format(
             CalibrationTable: calibration.render_terminal,
             LintReport: findings.render_terminal,
             Stability: stability.render_terminal,
+            Recovery: recovery.render_terminal,
             Profiles: profile.render_terminal,
             Truth: truth.render_terminal,
             LayerDrift: layer_drift.render_terminal,

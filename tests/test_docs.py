@@ -19,6 +19,7 @@ from quantlab.errors import ExitCode
 from quantlab.gate.loading import parse_policy
 from quantlab.gate.metrics import METRICS
 from quantlab.gate.presets import PRESETS as POLICIES
+from quantlab.recovery.recover import STEP_NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -180,6 +181,10 @@ def test_preprocessing_examples() -> None:
 def test_presets_table() -> None:
     rows = _rows(_page("data-and-preprocessing.md"), "preset")
     assert sorted(name for row in rows for name in re.findall(r"`([\w-]+)`", row[0])) == sorted(PRESETS)
+
+
+def test_recovery_names_the_steps_in_their_order() -> None:
+    assert [row[0].strip("`") for row in _rows(_page("recovery.md"), "step")] == list(STEP_NAMES)
 
 
 def test_allow_example_is_a_code() -> None:

@@ -45,9 +45,9 @@ for name in sys.argv[2:]:
 _PUBLIC = {
     "quantlab": """
         TARGETS CalibrateSettings CalibrationTable CompareSettings Comparison DataRequest Degradation DegradationCode
-        Execution ExitCode LatencySettings Narrator Policy Precision QuantlabError Silent TargetProfile TaskRequest
-        Variant Verdict build_variants calibrate compare_files evaluate load_policy make_demo open_data open_model
-        read_samples run_recipe write_calibration write_comparison
+        Execution ExitCode LatencySettings Narrator Policy Precision QuantlabError RecoverSettings Silent TargetProfile
+        TaskRequest Variant Verdict build_variants calibrate compare_files evaluate load_policy make_demo open_data
+        open_model read_samples recover run_recipe write_calibration write_comparison
     """,
     "quantlab.calibrators": """
         DEFAULT_METHOD INT8_SYMMETRIC METHOD_NAMES SCHEMES UINT8_AFFINE CalibrationCache CalibrationTable Distribution

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Layer (name or pattern) to keep in floating point.")
 @options.existing
 @click.option(
+    "--recovered", default="use", show_default=True, metavar="POLICY",
+    help="What calibrate --recover left beside the table: use it for int8, or ignore it.",
+)  # fmt: skip
+@click.option(
     "--shapes",
     multiple=True,
     metavar="NAME:DIMS",
@@ -46,6 +50,7 @@ def command(
     backend: str,
     exclude: tuple[str, ...],
     existing: str,
+    recovered: str,
     shapes: tuple[str, ...],
     network: str | None,
     tensorrt: BuildFlags,
@@ -64,28 +69,31 @@ def command(
     from quantlab.documents import dump_json
     from quantlab.engines.tensorrt.flavour import FLAVOURS
     from quantlab.engines.tensorrt.profiles import ShapeFlags, parse_shape_flags
-    from quantlab.engines.variant import Variant
+    from quantlab.engines.variant import RECOVERABLE, Variant
     from quantlab.errors import ConfigError
     from quantlab.records import to_plain
     from quantlab.workflow.build import (
         build_networks,
         build_variants,
         check_backend,
+        check_table,
         existing_policy,
         parse_precisions,
+        recovered_policy,
         target_for,
     )
     from quantlab.workflow.native_calibration import check_request, open_calibration
+    from quantlab.workflow.recovery import find_recovery
     from quantlab.workflow.sources import find_model, open_for_engine, open_model
 
     wanted = parse_precisions(precisions)
-    profile, policy = target_for(target), existing_policy(existing)
+    profile, policy, use_recovered = target_for(target), existing_policy(existing), recovered_policy(recovered)
     flags = parse_shape_flags(shapes)
     build_options = tensorrt.options(flags.profiles)
     request = _calibration_request(calibration)
     check_request(request, backend, build_options, wanted)
     check_backend(backend, build_options)
-    ranges = CalibrationTable.load(table) if table else None
+    ranges = calibrated = CalibrationTable.load(table) if table else None
     if ranges is not None and method is not None:
         ranges = ranges.with_method(method)
     if network is not None:
@@ -100,7 +108,13 @@ def command(
             prepared = open_for_engine(path, ShapeFlags(imposed, flags.profiles), console)
         else:
             prepared = open_model(path, imposed, console)
-        variants = [Variant(prepared, backend, precision, profile, ranges, exclude, policy) for precision in wanted]
+        found = None
+        if table is not None and calibrated is not None and use_recovered and set(wanted) & RECOVERABLE:
+            check_table(prepared, calibrated)
+            found = find_recovery(table, calibrated, prepared, console)
+        variants = [
+            Variant(prepared, backend, precision, profile, ranges, exclude, policy, found) for precision in wanted
+        ]
         native = open_calibration(request, prepared, console)
         sidecars = build_variants(variants, out, console, build_options, native)
     for sidecar in sidecars:

@@ -33,6 +33,10 @@ from quantlab.cli.console import Console
     "--percentile", type=float, default=99.99, show_default=True, help="Share that the percentile method keeps."
 )
 @merging.stability
+@click.option(
+    "--recover", is_flag=False, flag_value="default", default="none", show_default=True, metavar="[STEP,...]",
+    help="Recover accuracy on the same images: without a value by every step, or by those named; writes recovered/.",
+)  # fmt: skip
 @options.target
 @options.kind
 @options.existing
@@ -58,6 +62,7 @@ def command(
     minmax_only: bool,
     percentile: float,
     stability: bool,
+    recover: str,
     target: str,
     kind: str,
     existing: str,
@@ -78,6 +83,7 @@ def command(
     Examples:
       quantlab calibrate --data imgs/
       quantlab calibrate --model net.onnx --data imgs/ --preprocess imagenet --limit 512 -o out/
+      quantlab calibrate --data imgs/ --recover
       quantlab calibrate --merge one/ two/ -o whole/
     """  # noqa: D301
     merging.check_flags(merge, parts)
@@ -96,16 +102,20 @@ def command(
         summary_text,
         write_calibration,
     )
+    from quantlab.workflow.recovery import check_recoverable, recover_calibrated, recovery_steps
     from quantlab.workflow.sources import DataRequest, find_model, open_data, open_model, parse_shapes, thread_count
     from quantlab.workflow.stability import GroupedObservation, add_stability
 
     del batch_size
     profile, wanted, policy = target_for(target), quantization_kind(kind), existing_policy(existing)
     profile.limits(wanted)
+    steps = recovery_steps(recover, wanted, policy)
     settings = CalibrateSettings(method, percentile, thread_count(threads), profile, minmax_only)
     return_large_blocks()
     prepared = open_model(find_model(model, Path()), parse_shapes(shapes), console)
     request = DataRequest(data, labels, limit, seed, settings.threads, preprocess)
+    if steps:
+        check_recoverable(prepared)
     check_existing(prepared.model, policy)
     check_overwrite(out, prepared, force=force)
     dataset, resolved = open_data(prepared.model, request, console)
@@ -113,8 +123,11 @@ def command(
     table, histograms = calibrate(
         prepared, dataset, resolved, settings, console, grouped.observe if grouped is not None else observe
     )
-    files = write_calibration(out, prepared, table, histograms, profile, kind=wanted, existing=policy)
-    for degradation in table.degradations:
+    recovered = recover_calibrated(prepared, dataset, table, steps, profile, settings.threads, out, console)
+    files = write_calibration(
+        out, prepared, table, histograms, profile, kind=wanted, existing=policy, recovered=recovered
+    )
+    for degradation in (*table.degradations, *(recovered.degradations if recovered is not None else ())):
         console.warn(degradation)
     text, document = summary_text(table, files, console.style), summary_document(table, files)
     if grouped is not None:

@@ -21,7 +21,7 @@ from quantlab.cli.console import Console
 def command(
     file: Path, lint: bool, target: str, model: Path | None, tensorrt: str | None, diff: Path | None, console: Console
 ) -> int | None:
-    """Say what FILE is and what is in it: a model, engine, calibration table, TensorRT cache or result.
+    """Say what FILE is and what is in it: a model, engine, calibration table, TensorRT cache, result or recovered/.
 
     With --lint, check a model by the rules of --target, or a TensorRT cache. Exit code 5 if something is an error, 0 if
     there are warnings only.

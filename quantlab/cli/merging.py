@@ -24,7 +24,18 @@ stability = click.option(
 )
 parts = click.argument("parts", nargs=-1, type=options.PATH)
 
-_OF_DATA = ("data", "labels", "preprocess", "shapes", "limit", "percentile", "seed", "stability", "minmax_only")
+_OF_DATA = (
+    "data",
+    "labels",
+    "preprocess",
+    "shapes",
+    "limit",
+    "percentile",
+    "seed",
+    "stability",
+    "minmax_only",
+    "recover",
+)
 
 
 def stated(name: str) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantlab.datasets import InputSpec
 from quantlab.degradation import Degradation, DegradationCode, merge_degradations
 from quantlab.engines.record import EngineRecord
-from quantlab.engines.sidecar import Sidecar, write_sidecar
+from quantlab.engines.sidecar import RecoveryMark, Sidecar, write_sidecar
 from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError
 from quantlab.files import sha256_file
 from quantlab.graph.existing import ExistingPolicy
-from quantlab.graph.metadata import own_preprocess, stated_preprocess
+from quantlab.graph.metadata import own_preprocess, stated_preprocess, with_recovery
 from quantlab.graph.model import Model, model_inputs, model_outputs
 from quantlab.graph.qdq import Quantized, check_quantized, quantize_model
 from quantlab.precision import Execution, Precision
@@ -71,7 +71,7 @@ class Made:
 
 
 def quantized_graph(variant: Variant) -> Quantized:
-    """The Q/DQ graph of a quantized variant, checked.
+    """The Q/DQ graph of a quantized variant, checked; made of the recovered model where there is one for it.
 
     Raises:
         ConfigError: If a table is needed and missing.
@@ -84,11 +84,14 @@ def quantized_graph(variant: Variant) -> Quantized:
         raise ConfigError(
             f"{variant.precision} needs a calibration table", hint="run quantlab calibrate and pass --table"
         )
-    table = variant.table if variant.calibrated else None
-    source = variant.prepared.model
-    made = quantize_model(source, table, variant.target, variant.exclude, kind=kind, existing=variant.existing)
+    table = variant.ranges if variant.calibrated else None
+    found = variant.recovered
+    made = quantize_model(
+        variant.model, table, variant.target, variant.exclude, kind=kind, existing=variant.existing,
+        rounded=found.rounded if found is not None else {},
+    )  # fmt: skip
     check_quantized(made.proto)
-    return made
+    return made if found is None else replace(made, proto=with_recovery(made.proto, found.steps))
 
 
 def vouch(variant: Variant, made: Made) -> Sidecar:
@@ -107,6 +110,8 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
     )
     degradations = [*variant.prepared.degradations, *made.graph.degradations, *made.degradations]
     degradations += table.degradations if table else ()
+    found = variant.recovered
+    degradations += variant.degradations
     if made.proved is not variant.precision:
         degradations.append(not_proved(made.name, variant.precision, made.proved, made.proof))
     sidecar = Sidecar(
@@ -140,6 +145,7 @@ def vouch(variant: Variant, made: Made) -> Sidecar:
         preprocess=ranges.preprocess or own_preprocess(source.metadata),
         engine=made.engine,
         float32=made.graph.float32,
+        recovery=RecoveryMark(found.steps, found.sha256) if found is not None else None,
     )
     write_sidecar(made.path, sidecar)
     return sidecar

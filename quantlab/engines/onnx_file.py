@@ -62,11 +62,11 @@ def written(backend: str, variant: Variant, graph: Quantized, folder: Path) -> I
     Raises:
         OutputError: If it cannot be written.
     """
-    name = variant_name(backend, variant.precision, variant.method, len(graph.excluded))
+    name = variant_name(backend, variant.precision, variant.method, len(graph.excluded), variant.recovered)
     path = folder / f"{name}.onnx"
     proto = with_preprocess(graph.proto, variant.table)
     remove_file(sidecar_path(path))
-    files = save_model(proto, path, variant.prepared.model)
+    files = save_model(proto, path, variant.model)
     try:
         yield OnnxFile(name, path, proto, sum(file.stat().st_size for file in files))
     except BaseException:

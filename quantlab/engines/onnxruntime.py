@@ -52,7 +52,7 @@ class OnnxRuntimeBuilder:
         check_supported(self, variant)
         graph = variant_graph(variant)
         with written(NAME, variant, graph, folder) as file:
-            proof = prove(variant.prepared.model.with_proto(file.proto))
+            proof = prove(variant.model.with_proto(file.proto))
             execution, note = _execution(variant.precision, file.path, file.size_bytes, proof)
             made = Made(
                 name=file.name,

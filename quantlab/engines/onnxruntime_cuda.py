@@ -205,7 +205,7 @@ def _judge(
     variant: Variant, proto: ModelProto, path: Path, options: Mapping[str, str], size_bytes: int
 ) -> tuple[Precision | None, str]:
     """What the types prove, and what a run shows if a GPU is here: proved precision, and how, in words."""
-    model = variant.prepared.model
+    model = variant.model
     is_untyped = variant.precision in UNTYPED
     proof = None if is_untyped else prove(model.with_proto(proto))
     found = None
@@ -216,7 +216,7 @@ def _judge(
     else:
         seen = str(placement)
         try:
-            probe = prepared_probe(variant.prepared, proto, threads=1)
+            probe = prepared_probe(variant.prepared, proto, threads=1, source=model)
             found = fingerprint(probe, probe.run(_runs(session, path.stem)))
         except ModelError as error:  # such as one without outputs of floats
             seen += f"; no probe: {error.what}"

@@ -89,7 +89,7 @@ class OpenVinoBuilder:
         """See `EngineBuilder.build`."""
         check_supported(self, variant)
         runtime = load_openvino()
-        source = variant.prepared.model
+        source = variant.model
         graph = quantized_graph(variant) if variant.quantized else Quantized(source.proto, (), (), {}, ())
         with written(NAME, variant, graph, folder) as file:
             options = plugin_options(variant.precision)
@@ -285,7 +285,7 @@ def _stated(precision: Precision, model: Model, layers: CompiledLayers) -> Proof
 def _run(variant: Variant, model: Model, session: _Session) -> tuple[Fingerprint | None, str]:
     """What a run on a probe shows, and why there was none."""
     try:
-        probe = prepared_probe(variant.prepared, model.proto, threads=1)
+        probe = prepared_probe(variant.prepared, model.proto, threads=1, source=model)
     except ModelError as error:  # such as one without outputs of floats
         return None, f"no probe: {error.what}"
     return fingerprint(probe, probe.run(session.run)), ""

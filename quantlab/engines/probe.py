@@ -185,15 +185,23 @@ def prepared_probe(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
     threads: int = 0,
+    source: Model | None = None,
 ) -> Probe:
     """As `make_probe`; what does not depend on the variant is computed once for variants of one graph in a row.
+
+    Args:
+        prepared: The prepared FP32 model.
+        own: As for `make_probe`.
+        input_shapes: As for `make_probe`.
+        threads: As for `make_probe`.
+        source: The model that ``own`` refers to for external weights; None for ``prepared``.
 
     Raises:
         ConfigError: As for `make_probe`.
         ModelError: As for `make_probe`.
     """
     subject = _Subject(prepared.graph_sha256, tuple(sorted(input_shapes.items())), threads, prepared.model)
-    return _with_own(_probe_without_own(subject), prepared.model, own, threads)
+    return _with_own(_probe_without_own(subject), source or prepared.model, own, threads)
 
 
 @dataclass(frozen=True, slots=True)

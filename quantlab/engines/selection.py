@@ -17,10 +17,10 @@ Samples are chosen by their content's hash, so that neither their order nor thei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from quantlab.calibrators.quantize import Parameters, parameters
 from quantlab.calibrators.table import AutoChoice, CalibrationTable, TensorEntry
 from quantlab.datasets.dataset import SourceDataset
 from quantlab.datasets.protocol import Dataset, Sample
+from quantlab.engines.output_noise import Probe, Run, float_outputs, make_probe
 from quantlab.errors import CalibrationError
 from quantlab.graph.model import open_session
 from quantlab.graph.prepare import Prepared
@@ -53,11 +54,7 @@ SWEEPS, WORTH_ANOTHER_DB = 3, 0.5
 _FIRST = 8
 _SAME = 0.01  # scales that differ by less are not told apart
 _MOST_BYTES = 64 << 20
-_LARGEST_BATCH, _BATCH_BYTES = 16, 1 << 20
 _TINY = float(np.finfo(np.float64).tiny)
-
-Arrays = Mapping[str, NDArray[np.generic]]
-Run = Callable[[Arrays], Sequence[NDArray[np.generic]]]
 
 
 def choose_auto(
@@ -123,54 +120,7 @@ def _with_picks(table: CalibrationTable, scheme: str, picks: Mapping[str, str], 
     return replace(table, method=AUTO, tensors=tuple(extended(entry) for entry in table.tensors))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Probe:
-    """Samples with the outputs that the FP32 graph gives for them.
-
-    Attributes:
-        feeds: Inputs by name of one batch of samples each.
-        references: Values of the float outputs for each batch, float64.
-        sizes: Samples of each batch.
-        signal: Sum of the outputs' squares, by output, (O,).
-        pool: Runs the batches.
-    """
-
-    feeds: tuple[Arrays, ...]
-    references: tuple[tuple[NDArray[np.float64], ...], ...]
-    sizes: tuple[int, ...]
-    signal: NDArray[np.float64]
-    pool: Executor
-
-    @property
-    def n(self) -> int:
-        """Samples."""
-        return sum(self.sizes)
-
-    def noise(self, run: Run, start: int = 0, stop: int | None = None) -> NDArray[np.float64]:
-        """Sum of squared differences by sample and output for the batches ``start`` to ``stop``, (N, O)."""
-        values = self.pool.map(run, self.feeds[start:stop])
-        rows = zip(values, self.references[start:stop], self.sizes[start:stop], strict=True)
-        found = [_noise(value, reference, size) for value, reference, size in rows]
-        return np.concatenate(found) if found else np.zeros((0, len(self.signal)))
-
-    def sqnr_db(self, noise: NDArray[np.float64]) -> float:
-        """SQNR of some noise over all samples, in dB, the mean over the outputs."""
-        total = np.maximum(noise.sum(axis=0), _TINY)
-        return float(np.mean(10.0 * np.log10(self.signal / total)))
-
-
-def _noise(
-    values: Sequence[NDArray[np.generic]], references: Sequence[NDArray[np.float64]], size: int
-) -> NDArray[np.float64]:
-    """Squared error by sample and output; infinite where an output is not finite or has another shape."""
-    result = np.full((size, len(references)), np.inf)
-    for i, (value, expected) in enumerate(zip(values, references, strict=True)):
-        if value.shape == expected.shape:
-            result[:, i] = ((np.asarray(value, np.float64) - expected) ** 2).reshape(size, -1).sum(axis=1)
-    return np.where(np.isfinite(result), result, np.inf)
-
-
-def _probes(prepared: Prepared, dataset: Dataset, pool: Executor) -> tuple[_Probe, _Probe]:
+def _probes(prepared: Prepared, dataset: Dataset, pool: Executor) -> tuple[Probe, Probe]:
     """Samples to search with and others to check with, by content hash, within a memory limit."""
     entries = sorted({entry.sha256: entry.id for entry in dataset.manifest.entries}.items())
     if len(entries) < LEAST:
@@ -191,81 +141,24 @@ def _probes(prepared: Prepared, dataset: Dataset, pool: Executor) -> tuple[_Prob
             fitting = min(fitting, max(LEAST, _MOST_BYTES // max(size, 1)))
     samples = [found[position] for position in sorted(found) if position < fitting]
     n_search = min(SEARCH, len(samples) // 3) if len(samples) >= 3 * LEAST else len(samples) // 2
-    session = open_session(prepared.model, threads=1, error=CalibrationError)
-    names = _float_outputs(session)
-    if not names:
-        raise CalibrationError(
-            "method auto has no output to measure at", got="no float output", hint="name a method instead"
-        )
-
-    def probe(part: Sequence[Sample]) -> _Probe:
-        feeds, sizes = _batches(part, prepared.fixed_batch)
-        references = tuple(
-            tuple(np.asarray(value, np.float64) for value in values)
-            for values in pool.map(lambda feed: session.run(names, dict(feed)), feeds)
-        )
-        squares = [[float(np.sum(value * value)) for value in values] for values in references]
-        _check_outputs(names, np.sum(squares, axis=0))
-        return _Probe(feeds, references, sizes, np.maximum(np.sum(squares, axis=0), _TINY), pool)
-
+    probe = partial(make_probe, prepared, pool=pool, what="method auto", hint="name a method instead")
     return probe(samples[:n_search]), probe(samples[n_search:])
 
 
-def _check_outputs(names: Sequence[str], signal: NDArray[np.float64]) -> None:
-    """Refuse outputs that no error can be measured at.
-
-    Raises:
-        CalibrationError: If an output of the FP32 model is NaN or infinite somewhere, or zero everywhere.
-    """
-    for odd, what in ((~np.isfinite(signal), "NaN or infinite for some samples"), (signal == 0.0, "zero everywhere")):
-        if odd.any():
-            raise CalibrationError(
-                f"method auto cannot measure at output {names[int(np.argmax(odd))]!r}",
-                got=f"{what}, in the FP32 model",
-                expected="finite values, and some other than zero",
-                hint="name a method instead",
-            )
-
-
-def _batches(samples: Sequence[Sample], fixed_batch: int | None) -> tuple[tuple[Arrays, ...], tuple[int, ...]]:
-    """Samples a call: several small ones together; one alone, repeated, where the model's batch is fixed."""
-    if fixed_batch is not None:
-        feeds = ({name: np.repeat(v[None], fixed_batch, axis=0) for name, v in s.inputs.items()} for s in samples)
-        return tuple(feeds), (1,) * len(samples)
-    groups: dict[tuple[object, ...], list[list[Sample]]] = {}
-    for sample in samples:
-        shapes = tuple(value.shape for value in sample.inputs.values())
-        bytes_each = max(1, sum(value.nbytes for value in sample.inputs.values()))
-        room = max(1, min(_LARGEST_BATCH, _BATCH_BYTES // bytes_each))
-        batches = groups.setdefault(shapes, [[]])
-        if len(batches[-1]) == room:
-            batches.append([])
-        batches[-1].append(sample)
-    parts = [part for batches in groups.values() for part in batches]
-    return (
-        tuple({name: np.stack([s.inputs[name] for s in part]) for name in part[0].inputs} for part in parts),
-        tuple(len(part) for part in parts),
-    )
-
-
-def _float_outputs(session: Any) -> list[str]:
-    return [value.name for value in session.get_outputs() if value.type in ("tensor(float)", "tensor(double)")]
-
-
 def _written_noise(
-    prepared: Prepared, table: CalibrationTable, target: TargetProfile, probe: _Probe
+    prepared: Prepared, table: CalibrationTable, target: TargetProfile, probe: Probe
 ) -> NDArray[np.float64]:
     """Noise of the graph that the writer makes of a table, by sample and output."""
     proto = quantize_model(prepared.model, table, target).proto
     session = open_session(prepared.model.with_proto(proto), threads=1, error=CalibrationError)
-    names = _float_outputs(session)
+    names = float_outputs(session)
     return probe.noise(lambda feed: session.run(names, dict(feed)))
 
 
 class _Sweep:
     """The quantized graph with its scales as inputs."""
 
-    def __init__(self, prepared: Prepared, table: CalibrationTable, target: TargetProfile, probe: _Probe) -> None:
+    def __init__(self, prepared: Prepared, table: CalibrationTable, target: TargetProfile, probe: Probe) -> None:
         self.probe, self.scheme = probe, target.activation
         self.entries = table.entries()
         # A bias in INT32 has the input's scale in it, so it could not follow; its own rounding is negligible.
@@ -273,7 +166,7 @@ class _Sweep:
         proto = quantize_model(prepared.model, table.with_method(METHOD_NAMES[0]), rules).proto
         self.groups = _promote_scales(proto)
         self.session = open_session(prepared.model.with_proto(proto), threads=1, error=CalibrationError)
-        self.outputs = _float_outputs(self.session)
+        self.outputs = float_outputs(self.session)
         sizes = np.cumsum(probe.sizes)
         self.first = int(np.searchsorted(sizes, min(_FIRST, probe.n))) + 1  # batches, and the samples in them
         self.n_first = int(sizes[self.first - 1])

@@ -20,6 +20,19 @@ SIDECAR_SUFFIX = ".engine.json"
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryMark:
+    """That an engine was made of a recovered model.
+
+    Attributes:
+        steps: Names of the steps that were kept, in order.
+        sha256: Of the recovery.
+    """
+
+    steps: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sidecar:
     """Provenance of an engine file.
 
@@ -55,6 +68,7 @@ class Sidecar:
         preprocess: Preprocessing of its calibration, or else the one that its model states, as JSON; None if unknown.
         engine: The making of a compiled engine; None for files that are portable.
         float32: Nodes of a 16-bit graph that stay FP32 though nobody excluded them, with the reason.
+        recovery: The recovery that it was made of; None if it was made of the prepared graph itself.
     """
 
     name: str
@@ -87,6 +101,7 @@ class Sidecar:
     preprocess: str | None = None
     engine: EngineRecord | None = None
     float32: Mapping[str, str] = field(default_factory=dict)
+    recovery: RecoveryMark | None = None
 
 
 def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:

@@ -46,8 +46,8 @@ def _typed(variant: Variant, made: Quantized, precision: Precision, keep: Mappin
     """A graph with 16 bits where it was float32, and the account of both."""
     excluded = () if variant.precision is Precision.INT8_FP16 else made.excluded
     patterns = [glob.escape(name) for name in (*excluded, *keep)]
-    extremes = extremes_of(variant.table) if variant.table is not None else None
-    typed = to_typed(variant.prepared.model.with_proto(made.proto), precision, extremes=extremes, keep=patterns)
+    extremes = extremes_of(variant.ranges) if variant.ranges is not None else None
+    typed = to_typed(variant.model.with_proto(made.proto), precision, extremes=extremes, keep=patterns)
     float32 = {name: keep.get(name, reason) for name, reason in typed.kept.items() if name not in excluded}
     degradations = (*made.degradations, *typed.degradations)
     return dataclasses.replace(made, proto=typed.proto, degradations=degradations, float32=float32)

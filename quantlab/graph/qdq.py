@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ from quantlab.graph.proof import prove
 from quantlab.graph.scales import Scales
 from quantlab.graph.skeleton import typed_graph
 from quantlab.graph.targets import BiasType, QuantizationKind, TargetProfile, weight_scheme
-from quantlab.graph.weights import WeightWriter, store_constant
+from quantlab.graph.weights import RoundedWeight, WeightWriter, store_constant
 from quantlab.precision import Precision
 
 _FP8_OPSET, _FP8_IR_VERSION = 19, 9
@@ -68,6 +69,7 @@ def quantize_model(
     *,
     kind: QuantizationKind = QuantizationKind.INT8,
     existing: ExistingPolicy = ExistingPolicy.REFUSE,
+    rounded: Mapping[str, RoundedWeight] = MappingProxyType({}),
 ) -> Quantized:
     """Write the ranges of ``table``'s method into ``model`` by the rules of ``target``.
 
@@ -78,6 +80,7 @@ def quantize_model(
         exclude: Names or glob patterns of layers to keep in floating point.
         kind: Which operands become 8-bit numbers. FP8 raises the opset to 19.
         existing: What to do with Q/DQ pairs that the model already holds.
+        rounded: Codes and scales of weights, by initializer, in place of each number's nearest code; used for INT8.
 
     Raises:
         ModelError: If the model already holds Q/DQ nodes and they are to be refused or the target cannot take them, if
@@ -110,7 +113,7 @@ def quantize_model(
     if not placement.layers and not placement.kept:
         raise _nothing_quantized(placement, target, excluded)
     bias = BiasType.FLOAT if kind is QuantizationKind.INT8_WEIGHTS else target.bias
-    weights = WeightWriter(model, index, weight_scheme(kind), bias)
+    weights = WeightWriter(model, index, weight_scheme(kind), bias, rounded)
     weights.write(placement.layers, {**pairs.parameters, **placement.parameters})
     tensors = _rewrite(index, placement, pairs, weights, target.activation_scheme(kind).code_type)
     return Quantized(

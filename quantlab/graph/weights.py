@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from quantlab.calibrators.quantize import SMALLEST_SCALE, Parameters, Scheme, quantize, weight_scales
+from quantlab.calibrators.quantize import (
+    INT8_WEIGHT,
+    SMALLEST_SCALE,
+    Parameters,
+    Scheme,
+    dequantize,
+    quantize,
+    weight_scales,
+)
 from quantlab.graph.index import GraphIndex
 from quantlab.graph.layers import Layer, weight_axis
 from quantlab.graph.model import Model, tensor_array
 from quantlab.graph.targets import BiasType
 
 _INT32_LIMIT = float(2**30)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedWeight:
+    """A weight that was rounded by something better than each number to the nearest.
+
+    Attributes:
+        codes: INT8 codes, -127..127, of the weight's shape.
+        scales: One positive float32 a channel of ``axis``.
+        axis: Axis of the output channels.
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int
+
+    def values(self) -> NDArray[np.float32]:
+        """The weight that the codes stand for, of its shape."""
+        return dequantize(self.codes, self.scales.reshape(_along(self.axis, self.codes.ndim)), 0)
+
 
 _Stored = tuple[str, NDArray[np.float32]]
 """Output of a DequantizeLinear, and the scales behind it."""
@@ -27,8 +57,15 @@ class WeightWriter:
         before: DequantizeLinear nodes to put before the node of a position.
     """
 
-    def __init__(self, model: Model, index: GraphIndex, scheme: Scheme, bias: BiasType) -> None:
-        self.model, self.index, self.scheme, self.bias = model, index, scheme, bias
+    def __init__(
+        self,
+        model: Model,
+        index: GraphIndex,
+        scheme: Scheme,
+        bias: BiasType,
+        rounded: Mapping[str, RoundedWeight] = MappingProxyType({}),
+    ) -> None:
+        self.model, self.index, self.scheme, self.bias, self.rounded = model, index, scheme, bias, rounded
         self.before: dict[int, list[NodeProto]] = {}
         self._stored: dict[tuple[str, int], _Stored] = {}
 
@@ -62,14 +99,16 @@ class WeightWriter:
         return np.asarray(tensor_array(self.model, self.index.initializers[initializer]), np.float32)
 
     def _weight(self, position: int, name: str, axis: int, needed: NDArray[np.float64] | None) -> _Stored:
-        weight = self._values(name)
+        found = self.rounded.get(name)
+        fits = found is not None and found.axis == axis and self.scheme is INT8_WEIGHT
+        if found is not None and fits and (needed is None or bool(np.all(found.scales >= needed))):
+            return self._dequantized(position, f"{name}_int8", found.codes, found.scales, axis), found.scales
+        weight = self._values(name) if found is None else found.values()
         scales = weight_scales(weight, axis, self.scheme)
         if needed is not None:
             others = tuple(i for i in range(weight.ndim) if i != axis)
             scales = _widened(scales, np.asarray(np.all(weight == 0.0, axis=others)), needed)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        codes = quantize(weight, scales.reshape(shape), 0, self.scheme)
+        codes = quantize(weight, scales.reshape(_along(axis, weight.ndim)), 0, self.scheme)
         suffix = "fp8" if self.scheme.floating else "int8"
         return self._dequantized(position, f"{name}_{suffix}", codes, scales, axis), scales
 
@@ -118,6 +157,11 @@ class WeightWriter:
         node = helper.make_node("DequantizeLinear", [stored, scale, zero], [output], name=output, axis=axis)
         self.before.setdefault(position, []).append(node)
         return output
+
+
+def _along(axis: int, rank: int) -> tuple[int, ...]:
+    """Shape that lays one number a channel along an axis."""
+    return tuple(-1 if i == axis else 1 for i in range(rank))
 
 
 def _widened(scales: NDArray[np.float32], dead: NDArray[np.bool_], needed: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -15,9 +15,10 @@ from quantlab.engines.sidecar import Sidecar, read_sidecar
 from quantlab.engines.tensorrt.flavour import FLAVOURS
 from quantlab.engines.tensorrt.options import BuildOptions
 from quantlab.engines.tensorrt.profiles import ShapeFlags
-from quantlab.engines.variant import Variant
+from quantlab.engines.variant import RecoveredModel, Variant
 from quantlab.errors import ConfigError, EngineMismatch
 from quantlab.graph.existing import ExistingPolicy
+from quantlab.graph.prepare import Prepared
 from quantlab.graph.targets import TARGETS
 from quantlab.harness.latency import LatencySettings
 from quantlab.harness.rebuilds import Rebuilds, built, rebuilds
@@ -25,6 +26,7 @@ from quantlab.harness.sweep import time_against_each_other
 from quantlab.progress import Narrator, Silent
 from quantlab.workflow.bench_engines import BenchInputs, open_timed
 from quantlab.workflow.build import build_variants
+from quantlab.workflow.recovery import find_recovery
 from quantlab.workflow.sources import find_model, open_for_engine, open_model
 
 
@@ -90,10 +92,34 @@ def plan_rebuilds(sidecars: Sequence[Sidecar], request: RebuildRequest, narrator
         if sidecar.kept:
             existing = ExistingPolicy.KEEP if sidecar.table_sha256 is None else ExistingPolicy.COMPLETE
         target = TARGETS[sidecar.target] if sidecar.target in TARGETS else TARGETS["tensorrt"]
-        variant = Variant(prepared, sidecar.backend, sidecar.requested, target, used, sidecar.excluded, existing)
+        recovery = _recovery(sidecar, request, table, prepared)
+        variant = Variant(
+            prepared, sidecar.backend, sidecar.requested, target, used, sidecar.excluded, existing, recovery
+        )
         plans.append(_Again(sidecar, variant, options))
     narrator.say(f"to be built {request.count} times each: {', '.join(sidecar.name for sidecar in sidecars)}")
     return tuple(plans)
+
+
+def _recovery(
+    sidecar: Sidecar, request: RebuildRequest, table: CalibrationTable | None, prepared: Prepared
+) -> RecoveredModel | None:
+    """The recovered model that an engine was built from.
+
+    Raises:
+        EngineMismatch: If it is not the one that lies beside the table.
+    """
+    if sidecar.recovery is None or request.table is None or table is None:
+        return None
+    found = find_recovery(request.table, table, prepared, Silent())
+    if found is None or found.sha256 != sidecar.recovery.sha256:
+        raise EngineMismatch(
+            f"{sidecar.name} was built from a recovered model that does not lie beside {request.table}",
+            got=f"sha256 {found.sha256[:16]}..." if found is not None else "none",
+            expected=f"sha256 {sidecar.recovery.sha256[:16]}...",
+            hint="pass the table of the calibration that the engine was built with",
+        )
+    return found
 
 
 def _options(sidecar: Sidecar, plugins: tuple[Path, ...]) -> BuildOptions | None:

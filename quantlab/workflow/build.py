@@ -158,13 +158,37 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
     return tuple(dict.fromkeys(Precision(name) for name in names))
 
 
+def recovered_policy(name: str) -> bool:
+    """Whether ``--recovered`` says to use what was recovered.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    known = ("use", "ignore")
+    if name in known:
+        return name == "use"
+    near = near_match(name, known)
+    raise ConfigError(
+        f"there is no policy {name!r} for a recovered model",
+        expected=" or ".join(known),
+        hint=f"did you mean {near!r}?" if near else None,
+    )
+
+
 def check_table(prepared: Prepared, table: CalibrationTable) -> None:
-    """Refuse a table that was made from another model.
+    """Refuse a table that was made from another model, and one of a recovered model, which is no calibration.
 
     Raises:
         EngineMismatch: With both hashes.
     """
     provenance = table.provenance
+    if table.recovered:
+        raise EngineMismatch(
+            f"the table holds the ranges of a recovered model ({provenance.model})",
+            got=f"recovered by {', '.join(table.recovered)}",
+            expected="the table of the calibration",
+            hint="name the calibration.json one folder up; what was recovered beside it is used by itself",
+        )
     for what, got, expected in (
         ("model", provenance.model_sha256, prepared.model.sha256),
         ("prepared graph", provenance.graph_sha256, prepared.graph_sha256),

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantlab.calibrators.cache_provenance import cache_provenance_path, write_cache
 from quantlab.calibrators.extremes import Extremes
@@ -28,16 +28,22 @@ from quantlab.engines.selection import choose_auto
 from quantlab.errors import CalibrationError, ConfigError, OutputError
 from quantlab.files import check_folder, remove_file, write_text
 from quantlab.graph.checks import has_qdq
+from quantlab.graph.existing import ExistingPolicy
 from quantlab.graph.folded import plan_original
 from quantlab.graph.metadata import with_preprocess
 from quantlab.graph.model import load_model, save_model
 from quantlab.graph.prepare import Prepared
-from quantlab.graph.qdq import ExistingPolicy, check_quantized, quantize_model
 from quantlab.graph.targets import TENSORRT, QuantizationKind, TargetProfile
 from quantlab.memory import release_memory
 from quantlab.progress import Narrator
 from quantlab.records import to_plain
+from quantlab.recovery.artifact import RECOVERED, recovery_files, remove_recovery, save_recovery
+from quantlab.recovery.result import Recovery
 from quantlab.reports import Style, render
+from quantlab.workflow.recovery import forget_steps, written_graph
+
+if TYPE_CHECKING:
+    from quantlab.recovery.recover import Recovered
 
 
 class Observer(Protocol):
@@ -101,6 +107,7 @@ class CalibrationFiles:
         cache: ``<model>.calib``; not written if method ``auto`` chose ranges for UINT8 only.
         provenance: ``<model>.calib.json``, beside the cache.
         qdq: ``<model>.qdq.onnx``.
+        recovered: Folder of the recovered model; not there without recovery.
     """
 
     table: Path
@@ -108,11 +115,21 @@ class CalibrationFiles:
     cache: Path
     provenance: Path
     qdq: Path
+    recovered: Path
 
     def all(self) -> tuple[Path, ...]:
         """The paths of the files that are there, the table first."""
         paths = (self.table, self.qdq, self.cache, self.provenance, self.histograms)
-        return tuple(path for path in paths if path.exists())
+        return (*(path for path in paths if path.exists()), *recovery_files(self.recovered))
+
+    def recovery(self) -> Recovery | None:
+        """What came of recovery; None without it.
+
+        Raises:
+            CalibrationError: If its file is damaged.
+        """
+        found = recovery_files(self.recovered)
+        return Recovery.load(found[0]) if found else None
 
     @classmethod
     def of(cls, folder: Path, model: str) -> CalibrationFiles:
@@ -123,6 +140,7 @@ class CalibrationFiles:
             folder / f"{model}.calib",
             cache_provenance_path(folder / f"{model}.calib"),
             folder / f"{model}.qdq.onnx",
+            folder / RECOVERED,
         )
 
 
@@ -279,8 +297,11 @@ def write_calibration(
     *,
     kind: QuantizationKind = QuantizationKind.INT8,
     existing: ExistingPolicy = ExistingPolicy.REFUSE,
+    recovered: Recovered | None = None,
 ) -> CalibrationFiles:
     """Write table, histograms, TensorRT cache and Q/DQ model; the table last, so that it vouches for the rest.
+
+    The TensorRT cache is always that of the model as it was calibrated.
 
     Args:
         folder: Where to.
@@ -290,17 +311,17 @@ def write_calibration(
         target: Rules of the Q/DQ model.
         kind: Which operands of it become 8-bit numbers.
         existing: What to do with Q/DQ pairs that the model already holds.
+        recovered: What recovery made of the model and the table, for INT8; the Q/DQ model is then made of that.
 
     Raises:
         OutputError: If a file cannot be written.
         EngineBuildError: If no layer can be quantized.
-        ConfigError: If the target does not have the kind.
+        ConfigError: If the target does not have the kind, or recovery is not for it.
         ModelError: If the model already holds Q/DQ nodes, and they are to be refused or the target cannot take them.
     """
     name = prepared.model.name
     files = CalibrationFiles.of(folder, name)
-    quantized = quantize_model(prepared.model, table, target, kind=kind, existing=existing)
-    check_quantized(quantized.proto)
+    proto, source = written_graph(prepared, table, target, kind, existing, recovered)
     has_cache = all(table.method in entry.ranges[INT8_SYMMETRIC.name] for entry in table.tensors)
     cache = CalibrationCache.from_table(table) if has_cache else None
     remove_file(files.table)
@@ -313,8 +334,12 @@ def write_calibration(
     remove_file(files.cache)
     if cache is not None:
         write_cache(files.cache, cache, table)
-    save_model(with_preprocess(quantized.proto, table), files.qdq, prepared.model)
+    remove_recovery(files.recovered)
+    if recovered is not None:
+        save_recovery(files.recovered, recovered, prepared, table, target)
+    save_model(with_preprocess(proto, table), files.qdq, source)
     write_text(files.table, table.to_json())
+    forget_steps(folder)
     return files
 
 
@@ -354,17 +379,20 @@ def check_overwrite(folder: Path, prepared: Prepared, *, force: bool) -> None:
 
 def summary_document(table: CalibrationTable, files: CalibrationFiles) -> dict[str, Any]:
     """What ``calibrate --json`` prints."""
+    recovery = files.recovery()
     return {
         "schema": "quantlab.calibrate/1",
         "method": table.method,
         "n_samples": table.n_samples,
         "n_tensors": len(table.tensors),
         "table_sha256": table.sha256,
-        "degradations": to_plain(table.degradations),
+        "degradations": to_plain((*table.degradations, *(recovery.degradations if recovery is not None else ()))),
         "files": [str(path) for path in files.all()],
-    }
+    } | ({"recovery": to_plain(recovery)} if recovery is not None else {})
 
 
 def summary_text(table: CalibrationTable, files: CalibrationFiles, style: Style) -> str:
-    """What ``calibrate`` prints: the tensors that lose most, and the files."""
-    return render(table, "terminal", style) + "\n" + "\n".join(f"wrote {path}" for path in files.all())
+    """What ``calibrate`` prints: the tensors that lose most, what recovery did, and the files."""
+    recovery = files.recovery()
+    shown = [render(result, "terminal", style) for result in (table, recovery) if result is not None]
+    return "\n".join((*shown, *(f"wrote {path}" for path in files.all())))

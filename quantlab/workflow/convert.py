@@ -24,7 +24,7 @@ from quantlab.degradation import Degradation, DegradationCode, merge_degradation
 from quantlab.documents import dump_json
 from quantlab.errors import CalibrationError, ConfigError, EngineMismatch
 from quantlab.files import check_folder, write_bytes, write_text
-from quantlab.graph.metadata import with_preprocess
+from quantlab.graph.metadata import moves_tensors, with_preprocess
 from quantlab.graph.model import Model, load_model, save_model
 from quantlab.graph.original import float_activations, value_classes
 from quantlab.graph.prepare import Prepared
@@ -129,6 +129,7 @@ def convert_ranges(
     _check_flags(kind, model, settings)
     _check_output(source, output, kind, settings)
     ranges = read_ranges(source, settings.method)
+    _check_own(ranges)
     prepared, original, coverage = None, None, None
     table = ranges.table
     degradations = list(ranges.degradations)
@@ -288,6 +289,21 @@ def _fitted(
         scales, ranges.path.name, model=model.path.name if model.path else model.name, model_sha256=model.sha256,
         graph_sha256=prepared.graph_sha256, degradations=merge_degradations(degradations),
     )  # fmt: skip
+
+
+def _check_own(ranges: Ranges) -> None:
+    """Refuse ranges of a recovered model, which are those of no other graph.
+
+    Raises:
+        ConfigError: If recovery moved what tensors hold.
+    """
+    if moves_tensors(ranges.recovered):
+        raise ConfigError(
+            f"{ranges.path} holds ranges of a recovered model, in which tensors hold other values",
+            got=f"recovered by {', '.join(ranges.recovered)}",
+            expected="ranges of the model itself",
+            hint="convert the calibration.json, or the cache, that quantlab calibrate wrote beside recovered/",
+        )
 
 
 def _cache(ranges: Ranges, table: CalibrationTable, settings: ConvertSettings) -> CalibrationCache:

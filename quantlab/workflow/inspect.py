@@ -17,6 +17,8 @@ from quantlab.graph.model import load_model, model_inputs, model_outputs
 from quantlab.graph.proof import prove
 from quantlab.graph.tensors import model_tensors, payload_bytes
 from quantlab.records import to_plain
+from quantlab.recovery.artifact import RECOVERY_NAME, check_files
+from quantlab.recovery.result import RECOVERY_SCHEMA, Recovery
 from quantlab.reports import Style, render
 from quantlab.workflow.results import load_result, schema_of
 
@@ -37,11 +39,13 @@ class Inspection:
 
 
 def inspect_file(path: Path, style: Style) -> Inspection:
-    """Look into a model, engine, sidecar, calibration table, TensorRT cache, comparison or verdict.
+    """Look into a model, engine, sidecar, calibration table, TensorRT cache, comparison, verdict or recovered model.
 
     Raises:
         QuantlabError: If the file is missing, damaged or of no known kind.
     """
+    if is_file(path / RECOVERY_NAME):
+        return _inspect_recovery(path, style)
     if path.suffix == ".calib" or path.suffix == ".cache":
         return _inspect_cache(path)
     if path.name.endswith(SIDECAR_SUFFIX):
@@ -61,6 +65,16 @@ def _inspect_json(path: Path, style: Style) -> Inspection:
     document = {"schema": schema, **to_plain(result)}
     text = render(result, "terminal", style)
     return Inspection(schema.partition("/")[0].removeprefix("quantlab."), text, document)
+
+
+def _inspect_recovery(folder: Path, style: Style) -> Inspection:
+    """The folder of a recovered model, whose files must be those that it names."""
+    recovery = Recovery.load(folder / RECOVERY_NAME)
+    check_files(folder, recovery)
+    steps = ", ".join(recovery.steps) or "no step, as none gained"
+    head = f"recovered model {folder}: by {steps}; its files belong together"
+    document = {"schema": RECOVERY_SCHEMA, **to_plain(recovery)}
+    return Inspection("recovery", f"{head}\n{render(recovery, 'terminal', style)}", document)
 
 
 def _inspect_cache(path: Path) -> Inspection:
@@ -102,6 +116,8 @@ def _sidecar_lines(sidecar: Sidecar) -> list[str]:
         ranges = f"by {sidecar.method} ranges" if sidecar.method else "with exact extremes"
         by = ranges if sidecar.table_sha256 else "weights alone"
         lines.insert(2, f"  quantized     {by} under the rules of {sidecar.target}")
+    if sidecar.recovery is not None:
+        lines.append(f"  recovered     by {', '.join(sidecar.recovery.steps)}, {sidecar.recovery.sha256[:16]}...")
     if sidecar.excluded:
         lines.append(f"  excluded      {', '.join(sidecar.excluded)}")
     if sidecar.kept:

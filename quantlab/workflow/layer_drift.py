@@ -9,9 +9,11 @@ from pathlib import Path
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.documents import dump_json
 from quantlab.engines.sidecar import Sidecar, read_sidecar
+from quantlab.engines.variant import Variant
 from quantlab.errors import ConfigError, EngineMismatch
 from quantlab.files import sha256_bytes, write_text
 from quantlab.graph.checks import has_qdq
+from quantlab.graph.metadata import moves_tensors, stated_recovery
 from quantlab.graph.model import Model, load_model
 from quantlab.graph.prepare import prepare
 from quantlab.graph.qdq import QuantizationKind, quantize_model
@@ -25,6 +27,7 @@ from quantlab.records import to_plain
 from quantlab.reports import render
 from quantlab.workflow.build import check_table
 from quantlab.workflow.compare import check_preprocess, check_same_preprocess, find_engines
+from quantlab.workflow.recovery import find_recovery
 from quantlab.workflow.sources import DataNeeds, DataRequest, open_data, open_model
 
 LAYERS_LIST_SCHEMA = "quantlab.layers-list/1"
@@ -44,7 +47,16 @@ def layers_of_file(
         DataError: If the data cannot be read or do not fit.
     """
     quantized = load_model(path)
-    original = _matching(load_model(model), quantized, narrator)
+    exact = load_model(model)
+    steps = stated_recovery(quantized.metadata)
+    if moves_tensors(steps) and stated_recovery(exact.metadata) != steps:
+        raise EngineMismatch(
+            f"{path.name} was made of a recovered model, in which tensors hold other values than in {model.name}",
+            got=f"recovered by {', '.join(steps)}",
+            expected="the recovered model itself",
+            hint="name it with --model: recovered/model.onnx beside the calibration table",
+        )
+    original = _matching(exact, quantized, narrator)
     dataset, _ = open_data(quantized, request, narrator)
     return (layer_drift(original, quantized, path.name, dataset, threads, narrator),)
 
@@ -77,6 +89,11 @@ def layers_of_engines(
     for path, sidecar in found:
         if not _is_onnx(path):
             narrator.say(f"{sidecar.name} is compiled: its layers cannot be looked into; a Q/DQ file of it can")
+        elif sidecar.recovery is not None and moves_tensors(sidecar.recovery.steps):
+            narrator.say(
+                f"{sidecar.name} is made of a recovered model, in which tensors hold other values than in "
+                f"{reference.name}: its layers can be looked into with --table and --model"
+            )
         elif has_qdq((model := load_model(path)).proto):
             quantized.append((model, sidecar))
     if not quantized:
@@ -117,14 +134,26 @@ def layers_of_table(
     calibration = CalibrationTable.load(table)
     prepared = open_model(model, {}, narrator)
     check_table(prepared, calibration)
-    made = quantize_model(prepared.model, calibration, target, kind=kind)
+    found = find_recovery(table, calibration, prepared, narrator) if kind is QuantizationKind.INT8 else None
+    variant = Variant(prepared, "layers", Precision.INT8, target, calibration, recovery=found)
+    exact, name = prepared.model, f"{target.name}-{kind}"
+    if (recovered := variant.recovered) is not None:
+        made = quantize_model(recovered.model, recovered.table, target, rounded=recovered.rounded)
+        if moves_tensors(recovered.steps):
+            exact = recovered.model
+            narrator.say("the recovered floating-point model, corrected biases included, is taken as the exact one")
+    else:
+        made = quantize_model(prepared.model, calibration, target, kind=kind)
+        for degradation in variant.degradations:
+            narrator.warn(degradation)
     digest = sha256_bytes(made.proto.SerializeToString(deterministic=True))
-    quantized = dataclasses.replace(prepared.model.with_proto(made.proto), sha256=digest)
+    quantized = dataclasses.replace(variant.model.with_proto(made.proto), sha256=digest)
     dataset, resolved = open_data(prepared.model, request, narrator)
     if calibration.provenance.samples:  # imported ranges do not say
         check_same_preprocess(table.name, calibration.provenance.preprocess_sha256, resolved)
-    name = f"{target.name}-{kind}" + (f"-{calibration.method}" if kind is QuantizationKind.INT8 else "")
-    return (layer_drift(prepared.model, quantized, name, dataset, threads, narrator),)
+    name += f"-{calibration.method}" if kind is QuantizationKind.INT8 else ""
+    name += "-recovered" if recovered is not None else ""
+    return (layer_drift(exact, quantized, name, dataset, threads, narrator),)
 
 
 def write_layers(folder: Path, drifts: Sequence[LayerDrift]) -> tuple[Path, ...]:

@@ -71,7 +71,7 @@ def open_part(path: Path) -> OpenPart:
         path: A folder that ``calibrate`` wrote, its table, or its histograms.
 
     Raises:
-        CalibrationError: If the table is missing or damaged.
+        CalibrationError: If the table is missing or damaged, or that of a recovered model.
     """
     if is_folder(path):
         table, histograms = path / _TABLE, path / _HISTOGRAMS
@@ -79,7 +79,15 @@ def open_part(path: Path) -> OpenPart:
         table, histograms = path.with_name(_TABLE), path
     else:
         table, histograms = path, path.with_name(_HISTOGRAMS)
-    return OpenPart(Part(str(path), CalibrationTable.load(table)), histograms)
+    part = Part(str(path), CalibrationTable.load(table))
+    if part.table.recovered:
+        raise CalibrationError(
+            f"{path} is a recovered model, which is no calibration",
+            got=f"ranges of a model recovered by {', '.join(part.table.recovered)}",
+            expected="a folder that quantlab calibrate wrote",
+            hint="name the folder that it lies in: that is the part",
+        )
+    return OpenPart(part, histograms)
 
 
 def check_output(folder: Path, paths: Sequence[Path]) -> None:

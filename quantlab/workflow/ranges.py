@@ -19,6 +19,7 @@ from quantlab.degradation import Degradation, DegradationCode
 from quantlab.documents import near_match, read_file
 from quantlab.errors import CalibrationError, ConfigError
 from quantlab.files import is_folder
+from quantlab.graph.metadata import stated_recovery
 from quantlab.graph.model import load_model
 from quantlab.graph.ranges import activation_scales
 from quantlab.graph.sniff import looks_like, starts_like_onnx
@@ -77,6 +78,7 @@ class Ranges:
         cache: The cache, if it is one.
         provenance: What is said of the cache.
         degradations: What is not known of it.
+        recovered: Steps of the recovery whose model the ranges are of; empty if they are of a model itself.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class Ranges:
     cache: CalibrationCache | None
     provenance: CacheProvenance | None
     degradations: tuple[Degradation, ...]
+    recovered: tuple[str, ...] = ()
 
     @property
     def header(self) -> str:
@@ -149,18 +152,21 @@ def read_ranges(path: Path, method: str | None = None) -> Ranges:
     if kind is RangeKind.TABLE:
         _check_schema(path)
         table = CalibrationTable.load(path)
-        return Ranges(path, kind, table.with_method(method) if method else table, None, None, table.degradations)
+        chosen = table.with_method(method) if method else table
+        return Ranges(path, kind, chosen, None, None, table.degradations, table.recovered)
     if kind is RangeKind.CACHE:
         return _of_cache(path)
     degradations: tuple[Degradation, ...] = ()
+    recovered: tuple[str, ...] = ()
     if kind is RangeKind.QDQ:
-        scales = activation_scales(load_model(path))
+        model = load_model(path)
+        scales, recovered = activation_scales(model), stated_recovery(model.metadata)
     else:
         data = read_file(path, CalibrationError, "calibration table")
         scales = {name: float(np.float32(amax / STEPS)) for name, amax in OrtTable.parse(data, str(path)).amax.items()}
         degradations = (_unverified(path, "a table of ONNX Runtime says nothing of its model and data"),)
     table = imported_table(scales, path.name, degradations=degradations)
-    return Ranges(path, kind, table, None, None, degradations)
+    return Ranges(path, kind, table, None, None, degradations, recovered)
 
 
 def _of_cache(path: Path) -> Ranges:

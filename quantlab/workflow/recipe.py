@@ -42,12 +42,14 @@ class CalibrateSection:
         method: Range method.
         percentile: Share kept by the percentile method, in per cent.
         limit: Seeded class-balanced subset of so many samples.
+        recover: Steps of accuracy recovery, as after ``--recover``.
     """
 
     data: str
     method: str = DEFAULT_METHOD
     percentile: float = 99.99
     limit: int | None = None
+    recover: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

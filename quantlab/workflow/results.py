@@ -17,8 +17,9 @@ from quantlab.harness.bench import BENCH_SCHEMA, Bench
 from quantlab.harness.comparison import COMPARISON_SCHEMA, Comparison
 from quantlab.harness.profile import PROFILE_SCHEMA, Profiles
 from quantlab.records import from_plain
+from quantlab.recovery.result import RECOVERY_SCHEMA, Recovery
 
-Result = CalibrationTable | Bench | Comparison | Verdict | LintReport | Stability | Profiles
+Result = CalibrationTable | Bench | Comparison | Verdict | LintReport | Stability | Profiles | Recovery
 
 
 def load_findings(path: Path) -> LintReport:
@@ -41,6 +42,7 @@ LOADERS: Mapping[str, Callable[[Path], Result]] = MappingProxyType(
         LINT_SCHEMA: load_findings,
         STABILITY_SCHEMA: Stability.load,
         PROFILE_SCHEMA: Profiles.load,
+        RECOVERY_SCHEMA: Recovery.load,
     }
 )
 

@@ -19,13 +19,14 @@ from quantlab.engines.protocol import Engine
 from quantlab.engines.sidecar import read_sidecar, sidecar_path
 from quantlab.engines.tensorrt.flavour import FLAVOURS, load_flavour
 from quantlab.engines.tensorrt.profiles import ShapeFlags
-from quantlab.engines.variant import Variant
+from quantlab.engines.variant import RECOVERABLE, Variant
 from quantlab.errors import BackendUnavailable, ConfigError, DataError
 from quantlab.files import is_file, is_folder, sha256_file
 from quantlab.gate import Verdict, evaluate
 from quantlab.graph.existing import check_existing
 from quantlab.graph.metadata import stated_preprocess
 from quantlab.graph.prepare import Prepared
+from quantlab.graph.targets import QuantizationKind
 from quantlab.harness.compare import CompareSettings, compare
 from quantlab.harness.comparison import Comparison
 from quantlab.harness.environment import processor_name
@@ -50,6 +51,7 @@ from quantlab.workflow.compare import (
 )
 from quantlab.workflow.gate import find_policy, write_verdict
 from quantlab.workflow.recipe import CalibrateSection, CompareSection, Recipe, load_recipe
+from quantlab.workflow.recovery import check_recoverable, find_recovery, recover_calibrated, recovery_steps
 from quantlab.workflow.sources import DataRequest, open_data, open_for_engine, open_model, thread_count
 from quantlab.workflow.steps import Steps
 
@@ -113,6 +115,7 @@ class _Chain:
         self.calibration = CalibrateSettings(
             calibrate_section.method, calibrate_section.percentile, self.threads, self.target
         )
+        self.recover = recovery_steps(calibrate_section.recover, QuantizationKind.INT8, recipe.build.existing)
         self.latency = latency_settings(compare_section.latency_seconds, recipe.run.seed)
         labels = folder / compare_section.labels if compare_section.labels else None
         asked = TaskRequest(compare_section.task, compare_section.metric, options=compare_section.task_options)
@@ -125,6 +128,8 @@ class _Chain:
         # Policy, data and all that comparing needs are opened first, so that a mistake in them does not cost a run.
         policy = find_policy(self.recipe.gate.policy, self.folder)
         prepared = self._open_model()
+        if self.recover:
+            check_recoverable(prepared)
         check_existing(prepared.model, self.recipe.build.existing)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
         section = self.compare_section
@@ -132,7 +137,7 @@ class _Chain:
         slices = self._slices(evaluation[0])
         self._check_task()
         table, files = self._calibrate(prepared, *calibration)
-        engines = self._build(prepared, table)
+        engines = self._build(prepared, table, files)
         comparison, compared = self._compare(engines, slices, *evaluation)
         verdict = evaluate(comparison, policy, today)
         judged = write_verdict(self.out, verdict)
@@ -169,9 +174,14 @@ class _Chain:
 
         def action() -> Iterable[Path]:
             table, histograms = calibrate(prepared, dataset, resolved, settings, self.narrator)
+            folder = files.table.parent
+            recovered = recover_calibrated(
+                prepared, dataset, table, self.recover, self.target, self.threads, folder, self.narrator
+            )
             return write_calibration(
-                files.table.parent, prepared, table, histograms, self.target, existing=self.recipe.build.existing
-            ).all()
+                folder, prepared, table, histograms, self.target,
+                existing=self.recipe.build.existing, recovered=recovered,
+            ).all()  # fmt: skip
 
         inputs = {
             "model": prepared.model.sha256,  # provenance names the file, and files may differ that prepare alike
@@ -182,21 +192,23 @@ class _Chain:
             "percentile": settings.percentile,
             "target": self.target.name,
             "existing": self.recipe.build.existing.value,
+            "recover": list(self.recover),
             "onnxruntime": onnxruntime_version(),
         }
         self.steps.run("calibrate", inputs, action)
-        table = CalibrationTable.load(files.table)
-        for degradation in table.degradations:
+        table, recovery = CalibrationTable.load(files.table), files.recovery()
+        for degradation in (*table.degradations, *(recovery.degradations if recovery is not None else ())):
             self.narrator.warn(degradation)
         return table, files
 
-    def _build(self, prepared: Prepared, table: CalibrationTable) -> list[Path]:
+    def _build(self, prepared: Prepared, table: CalibrationTable, files: CalibrationFiles) -> list[Path]:
         section = self.recipe.build
+        found = find_recovery(files.table, table, prepared, self.narrator)
         place = self._place()
         engines: list[Path] = []
         for precision in dict.fromkeys((Precision.FP32, *section.precisions)):
             variant = Variant(
-                prepared, section.backend, precision, self.target, table, section.exclude, section.existing
+                prepared, section.backend, precision, self.target, table, section.exclude, section.existing, found
             )
             inputs = {
                 "model": prepared.model.sha256,
@@ -208,6 +220,7 @@ class _Chain:
                 "target": self.target.name if variant.quantized else None,
                 "exclude": list(section.exclude) if variant.quantized or place else [],
                 "existing": section.existing.value if variant.quantized else None,
+                "recovered": found.sha256 if found is not None and precision in RECOVERABLE else None,
                 "onnxruntime": onnxruntime_version(),
                 **place,
             }

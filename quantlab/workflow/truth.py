@@ -17,6 +17,7 @@ from quantlab.errors import BackendUnavailable, ConfigError, EngineBuildError, E
 from quantlab.files import write_text
 from quantlab.graph.checks import has_qdq
 from quantlab.graph.existing import ExistingPolicy, check_existing
+from quantlab.graph.metadata import stated_recovery
 from quantlab.graph.model import Model, TensorSpec, load_model, model_inputs, model_outputs
 from quantlab.graph.prepare import Prepared, prepare, prepare_partially
 from quantlab.graph.proof import prove
@@ -249,6 +250,9 @@ def _with_origin(truth: Truth, original: Model | None, graph: Model) -> Truth:
     """The table with a warning in front if the original does not look like the one."""
     if original is None:
         return truth
+    if steps := stated_recovery(graph.metadata):
+        note = f"the graph is that of a recovered model (by {', '.join(steps)}); its weights are not those of the model"
+        return dataclasses.replace(truth, notes=(note, *truth.notes))
     found = foreign_weights(original, graph)
     if found is not None and 2 * found[0] > found[1]:  # preparation folds layers into weights, so it is looked at, too
         with contextlib.suppress(QuantlabError):
@@ -330,6 +334,7 @@ def _check_one_graph(sidecars: Sequence[Sidecar]) -> None:
             ("range method", sidecar.method, first.method),
             ("target", sidecar.target, first.target),
             ("set of excluded layers", sidecar.excluded, first.excluded),
+            ("recovery", _recovery(sidecar), _recovery(first)),
         ):
             if got != expected:
                 raise EngineMismatch(
@@ -338,6 +343,10 @@ def _check_one_graph(sidecars: Sequence[Sidecar]) -> None:
                     expected=expected or "none",
                     hint="--across compares one quantized graph in several runtimes: name the engines of one",
                 )
+
+
+def _recovery(sidecar: Sidecar) -> str | None:
+    return sidecar.recovery.sha256 if sidecar.recovery is not None else None
 
 
 def _same_graph(one: Model, two: Model) -> bool:

@@ -12,15 +12,26 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import pytest
+import recovered_model
 from bad_case import args
 from cli_bench import CLASSES, PASSING, Bench, Cli, graph_model, tiny_cnn, value, weight
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
 from project_tree import ROOT
 
-from quantlab import read_samples
+from quantlab import (
+    TARGETS,
+    CalibrationTable,
+    DataRequest,
+    RecoverSettings,
+    Silent,
+    open_data,
+    open_model,
+    read_samples,
+)
 from quantlab.degradation import DegradationCode
 from quantlab.errors import ExitCode
+from quantlab.recovery.artifact import save_recovery
 
 CALIBRATE = args("calibrate --model net.onnx --data images --preprocess unit.toml --threads 1")
 COMPARE = args("compare --data eval --preprocess unit.toml --threads 1 --latency-seconds 0")
@@ -187,6 +198,23 @@ def _foreign_cache(bench: Bench, _: Cli) -> None:
     bench.write("old.calib", "TRT-8601-MinMaxCalibration\nx: 3c010a14\na: 3c010a14\nb: 3c010a14\n")
 
 
+def _seven_images(bench: Bench, _: Cli) -> None:
+    plain(bench)
+    for path in sorted((bench / "images").glob("*/*.png"))[7:]:
+        path.unlink()
+
+
+def _recovered(bench: Bench, _: Cli) -> None:
+    """A calibration that was recovered for the target tensorrt."""
+    bench.take("net.onnx", "calibration")
+    table = CalibrationTable.load(bench / "calibration/calibration.json")
+    prepared = open_model(bench / "net.onnx", {}, Silent())
+    dataset, _ = open_data(prepared.model, DataRequest("random:4"), Silent())
+    settings = RecoverSettings(("round",), TARGETS["tensorrt"], 1)
+    found = recovered_model.recover(prepared, dataset, table, settings, Silent())
+    save_recovery(bench / "calibration/recovered", found, prepared, table, TARGETS["tensorrt"])
+
+
 EXAMPLES = {
     DegradationCode.ASSUMED_PREPROCESS: Example(
         lambda b, _: plain(b), args("calibrate --data images --threads 1"), 1, r"stretch to 8x8.*--preprocess"
@@ -236,6 +264,12 @@ EXAMPLES = {
     DegradationCode.SATURATED_WEIGHTS: Example(
         _huge_weight, args("build --model net.onnx --precisions fp16"), 1, r"65504.*clipped.*\(w2\)"
     ),
+    DegradationCode.RECOVERY_UNUSED: Example(
+        _recovered, (*BUILD, "int8", "--target", "onnxruntime"), 1, r"the recovered model was not used.*target tensorrt"
+    ),
+    DegradationCode.RECOVERY_NOT_RUN: Example(
+        _seven_images, (*CALIBRATE, "--recover", "round"), 1, r"no recovery step was run: 7 different samples.*8"
+    ),
     DegradationCode.REFERENCE_SCORES_NOTHING: Example(
         _labels_of_another_order,
         (*COMPARE, "--labels", "labels.csv"),
@@ -279,7 +313,7 @@ def test_reported(code: DegradationCode, bench: Bench, cli: Cli) -> None:
     assert any(re.search(example.says, line) for line in lines), answer.err
     found = [
         degradation
-        for path in (bench / "out").glob("*.json")
+        for path in (bench / "out").rglob("*.json")
         for degradation in json.loads(path.read_text()).get("degradations", [])  # a provenance file has none
         if degradation["code"] == code
     ]

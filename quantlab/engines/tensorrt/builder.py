@@ -133,15 +133,16 @@ class TensorRTBuilder:
         weak = None
         if self.options.typing is Typing.WEAK:
             weak = weak_build(variant, flavour, self._narrator, self._calibration, self.options.profiles)
+            variant = dataclasses.replace(variant, recovery=None)
         native = weak.native if weak is not None else None
         graph = weak.graph if weak is not None else typed_graph_of(variant)
-        source = variant.prepared.model
+        source = variant.model
 
         def network(session: Session) -> Network:
             return parse_onnx(session, graph.proto, source, self.options.typing)
 
         method = native.ranges.method if native is not None else variant.method
-        name = variant_name(self.backend, variant.precision, method, len(graph.excluded))
+        name = variant_name(self.backend, variant.precision, method, len(graph.excluded), variant.recovered)
         try:
             compiled = self._compile(flavour, network, name, variant.precision, device, weak)
         finally:
@@ -285,7 +286,9 @@ class TensorRTBuilder:
             for file, text in beside.items():
                 write_text(file, text)
             own = graph.proto if graph.proto is not variant.prepared.model.proto else None
-            probe = write_probe(probe_path(path), variant.prepared, own, compiled.profiles, compiled.inputs)
+            probe = write_probe(
+                probe_path(path), variant.prepared, own, compiled.profiles, compiled.inputs, variant.model
+            )
             nothing_run = "nothing was run, as there is no GPU here" if device is None and proof.proof is None else ""
             made = Made(
                 name=name,

@@ -32,6 +32,7 @@ from quantlab.errors import (
     QuantlabError,
 )
 from quantlab.files import is_file, sha256_file
+from quantlab.graph.model import Model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.proof import Proof
 from quantlab.precision import Precision
@@ -56,7 +57,12 @@ class ProbeFile:
 
 
 def write_probe(
-    path: Path, prepared: Prepared, own: ModelProto | None, profiles: Profiles, inputs: Sequence[NetworkInput]
+    path: Path,
+    prepared: Prepared,
+    own: ModelProto | None,
+    profiles: Profiles,
+    inputs: Sequence[NetworkInput],
+    source: Model | None = None,
 ) -> ProbeFile:
     """Make a probe that the engine's first profile takes, and write it.
 
@@ -66,6 +72,7 @@ def write_probe(
         own: The graph of the engine, if its types differ from those of the model.
         profiles: Shapes that the engine takes.
         inputs: Inputs of the network.
+        source: The model that ``own`` refers to for external weights; None for ``prepared``.
 
     Raises:
         OutputError: If it cannot be written.
@@ -78,7 +85,7 @@ def write_probe(
     one = all(shapes.minimum[:1] in ((), (1,)) for shapes in first.values())
     shapes = {name: ((1, *p.optimum[1:]) if one else p.optimum) for name, p in first.items() if p.optimum}
     try:
-        save_probe(path, prepared_probe(prepared, own, input_shapes=shapes, threads=1))
+        save_probe(path, prepared_probe(prepared, own, input_shapes=shapes, threads=1, source=source))
     except OutputError:
         raise
     except QuantlabError as error:  # a model that this CPU cannot run has none

@@ -33,5 +33,5 @@ def graph_proof(variant: Variant, graph: Quantized) -> GraphProof:
     """What the types prove, for TensorRT must obey those of a strongly typed network."""
     if variant.precision in UNTYPED:
         return GraphProof("32-bit floats; the graph does not say whether TensorRT computes in FP32 or TF32")
-    proof = prove(variant.prepared.model.with_proto(graph.proto))
+    proof = prove(variant.model.with_proto(graph.proto))
     return GraphProof(f"strongly typed graph: {proof.text}", proof)

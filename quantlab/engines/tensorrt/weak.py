@@ -19,7 +19,7 @@ from quantlab.engines.tensorrt.graphs import GraphProof
 from quantlab.engines.tensorrt.network import Network
 from quantlab.engines.tensorrt.profiles import Profiles
 from quantlab.engines.tensorrt.progress import BuildProgress
-from quantlab.engines.variant import Variant, variant_name
+from quantlab.engines.variant import Variant, recovery_unused, variant_name
 from quantlab.errors import ConfigError
 from quantlab.graph.checks import has_qdq
 from quantlab.graph.layers import excluded_layers
@@ -121,6 +121,14 @@ class WeakBuild:
             self._calibrator.close()
 
 
+def weak_recovery(variant: Variant) -> tuple[Degradation, ...]:
+    """That a weakly typed INT8 engine is not made of the recovered model: TensorRT rounds its weights by itself."""
+    if variant.recovery is None or "INT8" not in _FLAGS[variant.precision]:
+        return ()
+    reason = "TensorRT rounds the weights of a weakly typed network by itself"
+    return (recovery_unused(f"{variant.backend} {variant.precision}", reason),)
+
+
 def weak_build(
     variant: Variant,
     flavour: Flavour,
@@ -149,7 +157,7 @@ def weak_build(
     source, precision = variant.prepared.model, variant.precision
     pinned: dict[str, str] = {}
     excluded: frozenset[str] = frozenset()
-    degradations: tuple[Degradation, ...] = ()
+    degradations = weak_recovery(variant)
     calibrator = native = None
     float32: dict[str, str] = {}
     if _FLAGS[precision]:
@@ -160,7 +168,7 @@ def weak_build(
         typed = to_typed(source, half, extremes=extremes_of(variant.table) if variant.table is not None else None)
         float32.update((name, reason) for name, reason in typed.kept.items() if name not in excluded)
         pinned.update(float32)
-        degradations = typed.degradations
+        degradations += typed.degradations
     if "INT8" in _FLAGS[precision]:
         if variant.table is None and calibration is None:
             hint = "run quantlab calibrate and pass --table, or let TensorRT calibrate on --data"

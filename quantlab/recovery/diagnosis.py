@@ -1,0 +1,126 @@
+"""Where INT8 loses: in weights or in activations, and in which of them.
+
+Noise at the outputs adds up over the parts of a graph, nearly, so each part's share is measured by quantizing it alone
+in the floating-point graph, on a few samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from quantlab.engines.output_noise import Probe
+from quantlab.graph.cleanup import remove_dead
+from quantlab.graph.targets import TargetProfile
+from quantlab.progress import Narrator
+from quantlab.recovery.judge import run_noise
+from quantlab.recovery.protocol import State
+from quantlab.recovery.record import Diagnosis, LayerShare
+from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weights, with_values
+
+_SAMPLES = 16
+"""Samples that each part is measured on."""
+
+
+def diagnose(
+    state: State, target: TargetProfile, exclude: Collection[str], probe: Probe, narrator: Narrator
+) -> Diagnosis:
+    """Split the loss of a state.
+
+    Args:
+        state: The state, before any step.
+        target: Rules.
+        exclude: Layers that stay in floating point.
+        probe: Samples, with the outputs of the FP32 graph.
+        narrator: Told of progress.
+
+    Raises:
+        CalibrationError: If ONNX Runtime cannot run a graph.
+    """
+    made = state.quantized(target, exclude)
+    quantized = float_weights(state.model, made.proto)
+    exact = exact_weights(state.model, quantized, {*made.layers, *made.kept})
+    pairs = _pairs(quantized)
+    n = _batches(probe)
+
+    def noise(proto: ModelProto, first: int | None = None) -> NDArray[np.float64]:
+        return run_noise(state.model.with_proto(proto), probe, first=first, config=dict(PLAIN_PAIRS))
+
+    whole = probe.sqnr_db(noise(quantized))
+    activations = probe.sqnr_db(noise(with_values(quantized, exact)))
+    weights = probe.sqnr_db(noise(_without_pairs(quantized, pairs)))
+    parts = [("activation", tensor) for tensor in pairs] + [("weight", name) for name in exact]
+    found: dict[tuple[str, str], float] = {}
+    exact_graph = with_values(quantized, exact)
+    bare = _without_pairs(exact_graph, pairs)
+    bare_index = {tensor.name for tensor in bare.graph.initializer}
+    stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    for kind, name in narrator.track(parts, len(parts), "diagnosing"):
+        if kind == "activation":
+            proto = _without_pairs(exact_graph, {tensor: ends for tensor, ends in pairs.items() if tensor != name})
+        elif name in bare_index:
+            proto = with_values(bare, {name: numpy_helper.to_array(stored[name])})
+        else:
+            continue
+        found[kind, name] = float(np.mean(noise(proto, n).sum(axis=0) / probe.signal))
+    layers = _layer_names(quantized, exact)
+    shares = []
+    for kind in ("activation", "weight"):
+        total = sum(value for (of, _), value in found.items() if of == kind)
+        shares += [
+            LayerShare(name if kind == "activation" else layers.get(name, name), kind, value / total)
+            for (of, name), value in found.items()
+            if of == kind and total > 0.0
+        ]
+    shares.sort(key=lambda share: (-share.share, share.name))
+    return Diagnosis(weights, activations, whole, tuple(shares))
+
+
+def activation_shares(diagnosis: Diagnosis) -> dict[str, float]:
+    """Share of the activations' noise that each of them makes, by tensor."""
+    return {layer.name: layer.share for layer in diagnosis.layers if layer.kind == "activation"}
+
+
+def _batches(probe: Probe) -> int:
+    """Batches that hold `_SAMPLES` samples."""
+    return int(np.searchsorted(np.cumsum(probe.sizes), min(_SAMPLES, probe.n))) + 1
+
+
+def _pairs(proto: ModelProto) -> dict[str, tuple[str, ...]]:
+    """Outputs of the pairs of each quantized activation, by its name."""
+    quantizers = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    found: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantizers:
+            found.setdefault(quantizers[node.input[0]], []).append(node.output[0])
+    return {tensor: tuple(ends) for tensor, ends in found.items()}
+
+
+def _without_pairs(proto: ModelProto, pairs: Mapping[str, Iterable[str]]) -> ModelProto:
+    """A copy in which these pairs are passed by."""
+    result = ModelProto()
+    result.CopyFrom(proto)
+    raw = {end: tensor for tensor, ends in pairs.items() for end in ends}
+    for node in result.graph.node:
+        for slot, name in enumerate(node.input):
+            if name in raw:
+                node.input[slot] = raw[name]
+    outputs = {value.name for value in result.graph.output}
+    if not outputs & raw.keys():
+        remove_dead(result)
+    return result
+
+
+def _layer_names(proto: ModelProto, weights: Collection[str]) -> dict[str, str]:
+    """Layer that reads each of these initializers."""
+    readers: dict[str, str] = {}
+    for node in proto.graph.node:
+        readers.update({name: _name(node) for name in node.input if name in weights})
+    return readers
+
+
+def _name(node: NodeProto) -> str:
+    return str(node.name or node.output[0])

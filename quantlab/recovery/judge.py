@@ -1,0 +1,106 @@
+"""Judging a step: noise at the model's outputs before and after it, on samples that no step learned from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.engines.output_noise import Probe, float_outputs
+from quantlab.errors import CalibrationError
+from quantlab.graph.model import Model, open_session
+from quantlab.graph.targets import TargetProfile
+from quantlab.recovery.protocol import State
+from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weights, with_values
+from quantlab.statistics.bootstrap import Additive, Resampling, bca, replicate
+from quantlab.statistics.interval import Interval
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+
+LIKELY = 1.0
+"""Standard errors over the samples by which the noise must fall for a step to be kept."""
+
+Floats = NDArray[np.float64]
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+class Judged(StrEnum):
+    """What a step is judged by."""
+
+    BOTH = "both"
+    """The quantized graph as it is."""
+    ACTIVATIONS = "activations"
+    """The graph with its activations alone quantized: before weights are rounded well, their noise hides the rest."""
+
+
+def noise_of(
+    state: State, target: TargetProfile, exclude: Collection[str], probe: Probe, by: Judged = Judged.BOTH
+) -> Floats:
+    """Noise of the Q/DQ graph that a state gives, by sample and output, (N, O).
+
+    Args:
+        state: The state.
+        target: Rules.
+        exclude: Layers that stay in floating point.
+        probe: Samples, with the outputs of the original FP32 graph.
+        by: Whether its weights are quantized too.
+
+    Raises:
+        CalibrationError: If ONNX Runtime cannot run the graph.
+    """
+    made = state.quantized(target, exclude)
+    if by is Judged.BOTH:
+        return run_noise(state.model.with_proto(made.proto), probe)
+    plain = float_weights(state.model, made.proto)
+    exact = with_values(plain, exact_weights(state.model, plain, {*made.layers, *made.kept}))
+    return run_noise(state.model.with_proto(exact), probe, config=dict(PLAIN_PAIRS))
+
+
+def run_noise(model: Model, probe: Probe, *, first: int | None = None, config: dict[str, str] | None = None) -> Floats:
+    """Noise of a graph by sample and output, (N, O); see `noise_of`."""
+    session = open_session(model, threads=1, config=config, error=CalibrationError)
+    names = float_outputs(session)
+    return probe.noise(lambda feed: session.run(names, dict(feed)), 0, first)
+
+
+def change_db(before: Floats, after: Floats, seed: int = 0) -> tuple[float, Interval | None]:
+    """Change of the SQNR in dB, the mean over the outputs, with a paired bootstrap interval over the samples.
+
+    Args:
+        before: Noise by sample and output, (N, O).
+        after: The same samples' noise afterwards, (N, O).
+        seed: Of the resamples.
+    """
+    n, outputs = before.shape
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return (-math.inf if np.isfinite(before).all() else math.inf), None
+
+    def figure(sums: Floats) -> Floats:
+        ratios = np.maximum(sums[:, :outputs], _TINY) / np.maximum(sums[:, outputs:], _TINY)
+        return np.asarray(np.mean(10.0 * np.log10(ratios), axis=1))
+
+    estimator = Additive(np.concatenate([before, after], axis=1), figure)
+    found = replicate([estimator], n, Resampling(resamples=RESAMPLES, seed=seed))[0]
+    return found.estimate, bca(found, CONFIDENCE).interval
+
+
+def falls(before: Floats, after: Floats) -> float:
+    """By how many standard errors over the samples the noise falls in sum; infinite for one sample.
+
+    Args:
+        before: Noise by sample and output, (N, O).
+        after: The same samples' noise afterwards, (N, O).
+    """
+    scale = np.maximum(before.sum(axis=0), _TINY)
+    differences = ((before - after) / scale).mean(axis=1)
+    if not np.isfinite(differences).all():
+        return -math.inf
+    fall = float(differences.sum())
+    error = float(np.std(differences, ddof=1)) * math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    if error > 0.0:
+        return fall / error
+    return math.copysign(math.inf, fall) if fall else 0.0

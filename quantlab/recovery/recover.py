@@ -1,0 +1,342 @@
+"""Recover: run the steps, judge each on samples that none of them learned from, and keep what gains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.calibrators.table import CalibrationTable
+from quantlab.datasets.dataset import SourceDataset
+from quantlab.datasets.protocol import Dataset, Sample
+from quantlab.degradation import Degradation, DegradationCode
+from quantlab.documents import canonical_sha256, near_match
+from quantlab.engines.output_noise import Probe, make_probe
+from quantlab.errors import ConfigError
+from quantlab.graph.checks import has_qdq
+from quantlab.graph.prepare import Prepared
+from quantlab.graph.targets import TargetProfile
+from quantlab.progress import Narrator
+from quantlab.recovery.bias import Bias
+from quantlab.recovery.diagnosis import activation_shares, diagnose
+from quantlab.recovery.equalize import Equalize
+from quantlab.recovery.judge import LIKELY, Judged, change_db, falls, noise_of
+from quantlab.recovery.observations import Observed
+from quantlab.recovery.protocol import Context, Proposal, State, Step
+from quantlab.recovery.record import Diagnosis, RecoveryRecord, StepRecord
+from quantlab.recovery.resume import Resume
+from quantlab.recovery.round import Round
+from quantlab.recovery.shift import Shift
+from quantlab.recovery.smooth import Smooth
+from quantlab.recovery.spare import Spare
+
+STEPS: tuple[Step, ...] = (Equalize(), Smooth(), Shift(), Spare(), Round(), Bias())
+"""All steps, in the order in which they run."""
+
+STEP_NAMES = tuple(step.name for step in STEPS)
+
+SEARCH, CHECK = 64, 128
+"""Samples at most: of those that steps learn from, to choose among a step's proposals; and held out, to judge."""
+
+LEAST = 8
+"""Samples below which nothing can be judged."""
+
+_FIT_BATCH, _MOST_FIT, _FIT_BYTES = 8, 256, 192 << 20
+_LITTLE = 0.02
+"""Share of the whole noise below which steps for that kind of noise are not run by default."""
+_WORTH_DB = 0.25
+"""What a less cautious proposal must gain over one before it."""
+_FOR_ACTIVATIONS = frozenset({"equalize", "smooth", "spare", "shift"})
+
+
+def parse_steps(text: str) -> tuple[str, ...]:
+    """Steps of ``--recover``: ``default``, ``none``, or names with commas between, which run in their own order.
+
+    Raises:
+        ConfigError: If there is no such step.
+    """
+    if text == "default":
+        return STEP_NAMES
+    if text == "none":
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STEP_NAMES:
+            near = near_match(name, (*STEP_NAMES, "default", "none"))
+            raise ConfigError(
+                f"there is no recovery step {name!r}", expected=f"default, none, or some of {', '.join(STEP_NAMES)}",
+                hint=f"did you mean {near!r}?" if near else None,
+            )  # fmt: skip
+    return tuple(name for name in STEP_NAMES if name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverSettings:
+    """How to recover.
+
+    Attributes:
+        steps: Names of the steps to run.
+        target: Rules of the quantized graph.
+        threads: Workers, at least 1.
+        exclude: Names or patterns of layers that stay in floating point.
+        folder: Where finished steps are kept, to go on from after an interruption; None to keep nothing.
+    """
+
+    steps: tuple[str, ...]
+    target: TargetProfile
+    threads: int
+    exclude: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """What came of it.
+
+    Attributes:
+        state: The model with everything that was kept.
+        record: What each step did.
+        degradations: What could not be done.
+    """
+
+    state: State
+    record: RecoveryRecord
+    degradations: tuple[Degradation, ...]
+
+
+def recover(
+    prepared: Prepared, dataset: Dataset, table: CalibrationTable, settings: RecoverSettings, narrator: Narrator
+) -> Recovered:
+    """Make up for what INT8 costs.
+
+    The samples are split by their content's hash: a quarter, `CHECK` at most, judges, the rest is learned from. So
+    neither their order, nor their names, nor the batch size matter.
+
+    Args:
+        prepared: The graph that the table belongs to.
+        dataset: Samples of the calibration.
+        table: Its ranges.
+        settings: How.
+        narrator: Told of progress.
+
+    Raises:
+        ConfigError: If the model holds Q/DQ pairs already.
+        CalibrationError: If the model fails on a sample, or has no floating-point output that noise can be measured at.
+        EngineBuildError: If no layer can be quantized.
+    """
+    if has_qdq(prepared.model.proto):
+        raise ConfigError(
+            "a model that already holds QuantizeLinear or DequantizeLinear nodes cannot be recovered",
+            expected="the floating-point model that it was made from", hint="leave out --recover",
+        )  # fmt: skip
+    state = State(prepared, table)
+    entries = sorted({entry.sha256: entry.id for entry in dataset.manifest.entries}.items())
+    steps = [step for step in STEPS if step.name in settings.steps]
+    if len(entries) < LEAST or not steps:
+        return _without_judge(state, steps, len(entries))
+    held = [sample_id for number, (_, sample_id) in enumerate(entries) if number % 4 == 3][:CHECK]
+    learned = [sample_id for _, sample_id in entries if sample_id not in set(held)]
+    with ThreadPoolExecutor(settings.threads, thread_name_prefix="recover") as pool:
+        samples = _load(dataset, held, learned[:_MOST_FIT])
+        probe_of = _Prober(prepared, pool)
+        check = probe_of(samples[0])
+        search = probe_of(samples[1][:SEARCH])
+        resume = Resume(settings.folder, _key(prepared, table, settings))
+        earlier = resume.steps(prepared)
+        if earlier is None:
+            diagnosis = diagnose(state, settings.target, settings.exclude, search, narrator)
+            records: tuple[StepRecord, ...] = ()
+        else:
+            (diagnosis, records), state = (earlier[0].diagnosis, earlier[0].records), earlier[1]
+            done = ", ".join(record.name for record in records)
+            narrator.say(f"recover goes on from an interrupted run, after {done}")
+        narrator.say(_described(diagnosis))
+        context = Context(
+            settings.target,
+            settings.exclude,
+            _part(dataset, learned[:_MOST_FIT]),
+            _fit_batches(samples[1], prepared.fixed_batch),
+            Observed(_part(dataset, learned[:_MOST_FIT]), settings.threads),
+            activation_shares(diagnosis),
+            settings.threads,
+            narrator,
+            resume,
+        )
+        run = _Run(State(prepared, table), state, context, check, search, diagnosis, records, resume)
+        return run.through(steps, len(learned), default=settings.steps == STEP_NAMES)
+
+
+def _key(prepared: Prepared, table: CalibrationTable, settings: RecoverSettings) -> str:
+    """Hash of all that the result depends on."""
+    parts = {"quantlab": version("quantlab"), "graph": prepared.graph_sha256, "table": table.sha256}
+    parts |= {"target": settings.target.name, "steps": ",".join(settings.steps), "exclude": ",".join(settings.exclude)}
+    return canonical_sha256(parts)
+
+
+class _Prober:
+    def __init__(self, prepared: Prepared, pool: ThreadPoolExecutor) -> None:
+        self.prepared, self.pool = prepared, pool
+
+    def __call__(self, samples: Sequence[Sample]) -> Probe:
+        return make_probe(self.prepared, samples, pool=self.pool, what="--recover", hint="leave out --recover")
+
+
+class _Run:
+    """The steps on their way."""
+
+    def __init__(
+        self,
+        start: State,
+        state: State,
+        context: Context,
+        check: Probe,
+        search: Probe,
+        diagnosis: Diagnosis,
+        records: tuple[StepRecord, ...],
+        resume: Resume,
+    ) -> None:
+        self.start, self.state, self.context, self.check, self.search = start, state, context, check, search
+        self.diagnosis, self.records, self.resume = diagnosis, records, resume
+
+    def through(self, steps: Sequence[Step], n_fit: int, *, default: bool) -> Recovered:
+        """Run all steps that were not finished before."""
+        by_activations = _FOR_ACTIVATIONS if any(step.name == Round.name for step in steps) else frozenset()
+        for step in steps[len(self.records) :]:
+            reason = self._unneeded(step) if default else None
+            by = Judged.ACTIVATIONS if step.name in by_activations else Judged.BOTH
+            made = self._skipped(step, reason) if reason is not None else self._run(step, by)
+            self.records = (*self.records, made)
+            self.resume.keep_step(self.diagnosis, self.records, self.state)
+            self.context.narrator.say(described_step(made))
+        return self._verdict(n_fit)
+
+    def _verdict(self, n_fit: int) -> Recovered:
+        """All of it against the start; the start itself, if all together does not gain."""
+        start, end = (self._noise(state, self.check, Judged.BOTH) for state in (self.start, self.state))
+        state, records, degradations = self.state, self.records, ()
+        before, after = self.check.sqnr_db(start), self.check.sqnr_db(end)
+        if any(record.kept for record in records) and not (after > before and falls(start, end) > LIKELY):
+            note = f"undone: all steps together do not surely gain, {before:.2f} -> {after:.2f} dB"
+            records = tuple(replace(r, kept=False, notes=(*r.notes, note)) if r.kept else r for r in records)
+            state, after = self.start, before
+        record = RecoveryRecord(records, n_fit, self.check.n, before, after, self.diagnosis)
+        return Recovered(state, record, degradations)
+
+    def _noise(self, state: State, probe: Probe, by: Judged) -> NDArray[np.float64]:
+        return noise_of(state, self.context.target, self.context.exclude, probe, by)
+
+    def _unneeded(self, step: Step) -> str | None:
+        """Why there is nothing for a step to do; None if there is."""
+        if step.name == Bias.name and any(record.name == Round.name and record.kept for record in self.records):
+            return f"{Round.name} has set the biases"
+        if step.name not in _FOR_ACTIVATIONS:
+            return None
+        share = 10.0 ** ((self.diagnosis.whole_db - self.diagnosis.activations_db) / 10.0)
+        if share < _LITTLE:
+            return f"activations make {100 * share:.1f} % of the noise"
+        return None
+
+    def _skipped(self, step: Step, reason: str) -> StepRecord:
+        return StepRecord(step.name, "", False, None, None, None, 0.0, (), (f"not run: {reason}",))
+
+    def _run(self, step: Step, by: Judged) -> StepRecord:
+        began = time.perf_counter()
+        found = step.propose(self.state, self.context)
+        if not found.proposals:
+            seconds = time.perf_counter() - began
+            return StepRecord(step.name, "", False, None, None, None, seconds, (), tuple(found.notes), by)
+        best = self._best(found.proposals, by)
+        before, after = (self._noise(state, self.check, by) for state in (self.state, best.state))
+        decibels = self.check.sqnr_db(before), self.check.sqnr_db(after)
+        kept = decibels[1] > decibels[0] and falls(before, after) > LIKELY
+        notes = tuple(found.notes)
+        if kept:
+            self.state = best.state
+        else:
+            notes = (*notes, "dropped: it does not surely gain on held-out samples")
+        _, interval = change_db(before, after)
+        seconds = time.perf_counter() - began
+        return StepRecord(step.name, best.label, kept, *decibels, interval, seconds, best.changed, notes, by)
+
+    def _best(self, proposals: Sequence[Proposal], by: Judged) -> Proposal:
+        """The most cautious of the proposals that are as good as the best one, or nearly."""
+        if len(proposals) == 1:
+            return proposals[0]
+        scores = [self.search.sqnr_db(self._noise(proposal.state, self.search, by)) for proposal in proposals]
+        return next(p for p, score in zip(proposals, scores, strict=True) if score >= max(scores) - _WORTH_DB)
+
+
+def described_step(record: StepRecord) -> str:
+    """One line on a step."""
+    label = f" ({record.label})" if record.label else ""
+    if record.before_db is None or record.after_db is None:
+        return f"recover {record.name}: {record.notes[0] if record.notes else 'nothing to do'}"
+    verdict = "kept" if record.kept else "dropped"
+    of = " of activations alone" if record.judged_by == Judged.ACTIVATIONS else ""
+    return (
+        f"recover {record.name}{label}: {record.before_db:.2f} -> {record.after_db:.2f} dB{of} held out, {verdict}, "
+        f"{record.seconds:.1f} s"
+    )
+
+
+def _described(diagnosis: Diagnosis) -> str:
+    top = next((layer for layer in diagnosis.layers if layer.kind == "activation"), None)
+    worst = f"; {100 * top.share:.0f} % of the activations' noise is {top.name}'s" if top is not None else ""
+    return (
+        f"recover SQNR with weights alone quantized {diagnosis.weights_db:.1f} dB, activations alone "
+        f"{diagnosis.activations_db:.1f} dB, both {diagnosis.whole_db:.1f} dB{worst}"
+    )
+
+
+def _without_judge(state: State, steps: Sequence[Step], n: int) -> Recovered:
+    """Nothing is done where nothing can be judged."""
+    note = f"not run: {n} different samples, {LEAST} are needed to judge a step"
+    records = tuple(StepRecord(step.name, "", False, None, None, None, 0.0, (), (note,)) for step in steps)
+    record = RecoveryRecord(records, 0, 0, float("nan"), float("nan"))
+    if not steps:
+        return Recovered(state, record, ())
+    message = f"no recovery step was run: {n} different samples, at least {LEAST} are needed to judge one"
+    return Recovered(state, record, (Degradation(DegradationCode.RECOVERY_NOT_RUN, message),))
+
+
+def _part(dataset: Dataset, ids: Collection[str]) -> Dataset:
+    return dataset.part(ids) if isinstance(dataset, SourceDataset) else dataset
+
+
+def _load(dataset: Dataset, held: Sequence[str], learned: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
+    """Samples that judge, and samples that are learned from, in the order of their ids' hashes, within memory."""
+    wanted = {sample_id: number for number, sample_id in enumerate((*held, *learned))}
+    found: dict[int, Sample] = {}
+    for sample in _part(dataset, wanted):
+        if sample.id in wanted:
+            found[wanted[sample.id]] = sample
+    size = max((sum(v.nbytes for v in sample.inputs.values()) for sample in found.values()), default=1)
+    room = max(LEAST, _FIT_BYTES // max(size, 1))
+    judges = [found[i] for i in range(len(held)) if i in found][:room]
+    fit = [found[i] for i in range(len(held), len(wanted)) if i in found][:room]
+    return judges, fit
+
+
+def _fit_batches(samples: Sequence[Sample], fixed: int | None) -> Sequence[Mapping[str, NDArray[np.generic]]]:
+    """Batches of equal shapes; of a model with a fixed batch, full ones alone, the last filled with its last sample."""
+    groups: dict[tuple[object, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(value.shape for value in sample.inputs.values()), []).append(sample)
+    size = fixed or _FIT_BATCH
+    batches = []
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
+            if fixed:
+                part += [part[-1]] * (fixed - len(part))
+            batches.append({name: np.stack([sample.inputs[name] for sample in part]) for name in part[0].inputs})
+    return batches
+
+
+__all__ = ["STEPS", "STEP_NAMES", "RecoverSettings", "Recovered", "parse_steps", "recover"]
