@@ -165,8 +165,11 @@ class CalibrationTable:
 
     @property
     def sha256(self) -> str:
-        """Hash of the whole table."""
-        return canonical_sha256(to_plain(self))
+        """Hash of the whole table; ``recovered`` is in it only where it says something."""
+        plain = to_plain(self)
+        if not self.recovered:
+            del plain["recovered"]
+        return canonical_sha256(plain)
 
     def entries(self) -> dict[str, TensorEntry]:
         """Entries by tensor name."""

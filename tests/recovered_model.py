@@ -41,7 +41,8 @@ def recover(
         settings.folder.mkdir(parents=True, exist_ok=True)
         (settings.folder / "step").write_text("finished")
     narrator.say(f"recovering by {', '.join(settings.steps)}")
-    return Recovered(state, record(settings.steps, len(dataset)), ())
+    made = record(settings.steps, len(dataset))
+    return Recovered(state, made, (), settings.target.name, table.sha256, settings.exclude)
 
 
 def record(names: tuple[str, ...], n: int) -> RecoveryRecord:

@@ -117,7 +117,7 @@ def command(
     if steps:
         check_recoverable(prepared)
     check_existing(prepared.model, policy)
-    check_overwrite(out, prepared, force=force)
+    check_overwrite(out, prepared, force=force, recovering=bool(steps))
     dataset, resolved = open_data(prepared.model, request, console)
     grouped = GroupedObservation(seed) if stability else None
     table, histograms = calibrate(

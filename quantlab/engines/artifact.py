@@ -86,8 +86,9 @@ def quantized_graph(variant: Variant) -> Quantized:
         )
     table = variant.ranges if variant.calibrated else None
     found = variant.recovered
+    exclude = (*variant.exclude, *(found.exclude if found is not None else ()))
     made = quantize_model(
-        variant.model, table, variant.target, variant.exclude, kind=kind, existing=variant.existing,
+        variant.model, table, variant.target, exclude, kind=kind, existing=variant.existing,
         rounded=found.rounded if found is not None else {},
     )  # fmt: skip
     check_quantized(made.proto)

@@ -39,6 +39,7 @@ class RecoveredModel:
         steps: Names of the steps that were kept, in order.
         sha256: Of all this: tells one recovery from another.
         degradations: Of the recovery.
+        exclude: Names or patterns of the layers that it left in floating point, where they stay.
     """
 
     model: Model
@@ -49,6 +50,7 @@ class RecoveredModel:
     steps: tuple[str, ...]
     sha256: str
     degradations: tuple[Degradation, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

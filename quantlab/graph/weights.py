@@ -103,6 +103,9 @@ class WeightWriter:
         fits = found is not None and found.axis == axis and self.scheme is INT8_WEIGHT
         if found is not None and fits and (needed is None or bool(np.all(found.scales >= needed))):
             return self._dequantized(position, f"{name}_int8", found.codes, found.scales, axis), found.scales
+        if found is not None and fits and needed is not None:
+            made = _with_wider(found, needed)
+            return self._dequantized(position, f"{name}_int8", made.codes, made.scales, axis), made.scales
         weight = self._values(name) if found is None else found.values()
         scales = weight_scales(weight, axis, self.scheme)
         if needed is not None:
@@ -157,6 +160,16 @@ class WeightWriter:
         node = helper.make_node("DequantizeLinear", [stored, scale, zero], [output], name=output, axis=axis)
         self.before.setdefault(position, []).append(node)
         return output
+
+
+def _with_wider(weight: RoundedWeight, needed: NDArray[np.float64]) -> RoundedWeight:
+    """A rounded weight whose channels that need a wider scale are rounded anew; the others keep their codes."""
+    narrow = weight.scales < needed
+    scales = np.where(narrow, np.nextafter(needed.astype(np.float32), np.float32(np.inf)), weight.scales)
+    scales = scales.astype(np.float32)
+    shape = _along(weight.axis, weight.codes.ndim)
+    anew = quantize(weight.values(), scales.reshape(shape), 0, INT8_WEIGHT)
+    return RoundedWeight(np.where(narrow.reshape(shape), anew, weight.codes), scales, weight.axis)
 
 
 def _along(axis: int, rank: int) -> tuple[int, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,13 +20,14 @@ from numpy.typing import NDArray
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.engines.variant import RecoveredModel
 from quantlab.errors import CalibrationError, EngineMismatch, OutputError
-from quantlab.files import is_file, is_folder, remove_file, sha256_file, write_text
+from quantlab.files import is_file, remove_file, sha256_file, write_text
 from quantlab.graph.metadata import with_recovery
 from quantlab.graph.model import Model, load_model, model_inputs, model_outputs, save_model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.targets import TargetProfile
 from quantlab.graph.weights import RoundedWeight
 from quantlab.recovery.result import AGAIN, DATA, MODEL, TABLE, WEIGHTS, Recovery
+from quantlab.recovery.simulation import with_values
 
 if TYPE_CHECKING:
     from quantlab.recovery.recover import Recovered
@@ -81,6 +84,7 @@ def save_recovery(
             record=recovered.record,
             degradations=tuple(recovered.degradations),
             files={path.name: sha256_file(path) for path in sorted(files)},
+            exclude=recovered.exclude,
         )
         write_text(place / RECOVERY_NAME, found.to_json())
     return found
@@ -125,9 +129,11 @@ def load_recovery(folder: Path, prepared: Prepared, table: CalibrationTable) -> 
                 f"{folder / TABLE} has other {what} than {RECOVERY_NAME}", got=value, expected=wanted, hint=AGAIN
             )
     rounded = load_weights(folder / WEIGHTS, model)
-    named = replace(model, path=prepared.model.path, sha256=prepared.model.sha256)
+    # A layer that is excluded computes with the weight that its bias was made for.
+    proto = with_values(model.proto, {name: weight.values() for name, weight in rounded.items()})
+    named = replace(model.with_proto(proto), path=prepared.model.path, sha256=prepared.model.sha256)
     return RecoveredModel(
-        named, own, rounded, found.target, found.method, found.steps, found.sha256, found.degradations
+        named, own, rounded, found.target, found.method, found.steps, found.sha256, found.degradations, found.exclude
     )
 
 
@@ -154,23 +160,44 @@ def check_files(folder: Path, recovery: Recovery) -> None:
 
 
 def remove_recovery(folder: Path) -> None:
-    """Remove the files of a recovery, and the folder unless it holds others.
+    """Remove the files of a recovery, and the folder unless it holds others; without ``recovery.json``, nothing.
 
     Raises:
         OutputError: If a file cannot be removed.
     """
-    if not is_folder(folder):
+    found = recovery_files(folder)
+    if not found:
         return
-    for name in (RECOVERY_NAME, MODEL, DATA, TABLE, WEIGHTS):  # the first vouches for the rest
-        remove_file(folder / name)
+    for path in reversed(found):  # the marker last, or what is left after an interruption would be nobody's
+        remove_file(path)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 def recovery_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a recovery that are there, ``recovery.json`` first."""
+    """The files of a recovery that are there, ``recovery.json`` first; without that none, for they are others'."""
+    if not is_file(folder / RECOVERY_NAME):
+        return ()
     paths = (folder / name for name in (RECOVERY_NAME, MODEL, DATA, TABLE, WEIGHTS))
     return tuple(path for path in paths if is_file(path))
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place that a recovery cannot be written to, before any work is done for it.
+
+    Raises:
+        OutputError: If it is no folder, or holds files that are not those of a recovery.
+    """
+    try:
+        if not os.path.lexists(folder):
+            return
+        own = folder.is_dir() and not folder.is_symlink()
+        own = own and set(folder.iterdir()) == set(recovery_files(folder))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if not own:
+        got = "files that are not those of a recovery"
+        raise OutputError(f"cannot write {folder}", got=got, hint="move them away, or use -o")
 
 
 def load_weights(path: Path, model: Model) -> dict[str, RoundedWeight]:
@@ -264,7 +291,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
-        remove_recovery(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

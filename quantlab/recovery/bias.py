@@ -31,10 +31,10 @@ class Bias:
                 continue
             found = context.kept.layer(self.name, number)
             if found is None:
-                sums = walk.sums(spot)
+                sums = walk.sums(spot, second=False)
                 if sums is None:
                     continue
-                found = {"bias": bias_of(spot.layout.matrix(walk.weight(spot)), sums.moments()).astype(np.float32)}
+                found = {"bias": bias_of(spot.layout.matrix(walk.weight(spot)), *sums.means()).astype(np.float32)}
                 context.kept.keep_layer(self.name, number, found)
             bias = np.asarray(found["bias"], np.float32)
             if np.isfinite(bias).all():

@@ -65,7 +65,9 @@ def diagnose(
             proto = with_values(bare, {name: numpy_helper.to_array(stored[name])})
         else:
             continue
-        found[kind, name] = float(np.mean(noise(proto, n).sum(axis=0) / probe.signal))
+        made_alone = float(np.mean(noise(proto, n).sum(axis=0) / probe.signal))
+        if np.isfinite(made_alone):
+            found[kind, name] = made_alone
     layers = _layer_names(quantized, exact)
     shares = []
     for kind in ("activation", "weight"):

@@ -59,8 +59,8 @@ def equalizing_factors(observed: ObservedGroup, strength: float) -> NDArray[np.f
     ratios = np.where(alive, widest / np.where(alive, widths, 1.0), 1.0)
     factors = np.minimum(np.exp(strength * np.log(ratios).mean(axis=0)), LARGEST_FACTOR)
     for limit, highest in zip(observed.group.limits, observed.highest, strict=True):
-        room = limit.high / (HEADROOM * np.where(highest > 0, highest, 1.0))
-        factors = np.where(highest > 0, np.minimum(factors, np.maximum(room, 1.0)), factors)
+        room = np.where(highest > 0, limit.high / (HEADROOM * np.where(highest > 0, highest, 1.0)), 1.0)
+        factors = np.minimum(factors, np.maximum(room, 1.0))
     return np.asarray(factors, np.float64)
 
 

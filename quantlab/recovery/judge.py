@@ -25,6 +25,8 @@ LIKELY = 1.0
 """Standard errors over the samples by which the noise must fall for a step to be kept."""
 
 Floats = NDArray[np.float64]
+_EXACT = 1e-12
+"""See `quantlab.engines.output_noise`."""
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -67,12 +69,13 @@ def run_noise(model: Model, probe: Probe, *, first: int | None = None, config: d
     return probe.noise(lambda feed: session.run(names, dict(feed)), 0, first)
 
 
-def change_db(before: Floats, after: Floats, seed: int = 0) -> tuple[float, Interval | None]:
+def change_db(before: Floats, after: Floats, signal: Floats, seed: int = 0) -> tuple[float, Interval | None]:
     """Change of the SQNR in dB, the mean over the outputs, with a paired bootstrap interval over the samples.
 
     Args:
         before: Noise by sample and output, (N, O).
         after: The same samples' noise afterwards, (N, O).
+        signal: Sum of the outputs' squares, (O,).
         seed: Of the resamples.
     """
     n, outputs = before.shape
@@ -80,7 +83,8 @@ def change_db(before: Floats, after: Floats, seed: int = 0) -> tuple[float, Inte
         return (-math.inf if np.isfinite(before).all() else math.inf), None
 
     def figure(sums: Floats) -> Floats:
-        ratios = np.maximum(sums[:, :outputs], _TINY) / np.maximum(sums[:, outputs:], _TINY)
+        least = np.maximum(_EXACT * signal, _TINY)
+        ratios = np.maximum(sums[:, :outputs], least) / np.maximum(sums[:, outputs:], least)
         return np.asarray(np.mean(10.0 * np.log10(ratios), axis=1))
 
     estimator = Additive(np.concatenate([before, after], axis=1), figure)
@@ -88,14 +92,15 @@ def change_db(before: Floats, after: Floats, seed: int = 0) -> tuple[float, Inte
     return found.estimate, bca(found, CONFIDENCE).interval
 
 
-def falls(before: Floats, after: Floats) -> float:
+def falls(before: Floats, after: Floats, signal: Floats) -> float:
     """By how many standard errors over the samples the noise falls in sum; infinite for one sample.
 
     Args:
         before: Noise by sample and output, (N, O).
         after: The same samples' noise afterwards, (N, O).
+        signal: Sum of the outputs' squares, (O,).
     """
-    scale = np.maximum(before.sum(axis=0), _TINY)
+    scale = np.maximum(before.sum(axis=0), np.maximum(_EXACT * signal, _TINY))
     differences = ((before - after) / scale).mean(axis=1)
     if not np.isfinite(differences).all():
         return -math.inf

@@ -51,6 +51,12 @@ class Layout:
     transposed_output: bool = False
 
     @property
+    def inputs(self) -> int:
+        """Inputs K of each output."""
+        channels = self.weight_shape[self.axis] * (self.groups if self.op_type == "ConvTranspose" else 1)
+        return math.prod(self.weight_shape) // max(channels, 1)
+
+    @property
     def shared_scales(self) -> bool:
         """Whether channels of several groups have one scale: those of a grouped transposed convolution."""
         return self.op_type == "ConvTranspose" and self.groups > 1

@@ -53,9 +53,11 @@ class Sums:
     Rows are taken relative to the first ones' mean, so that float32 products lose nothing to large means.
     """
 
-    __slots__ = ("_n", "_origin", "_sums")
+    __slots__ = ("_n", "_origin", "_second", "_sums")
 
-    def __init__(self) -> None:
+    def __init__(self, *, second: bool = True) -> None:
+        """Sums of rows, and of their products if ``second``; these take K * K numbers a group."""
+        self._second = second
         self._n = [0, 0]
         self._origin: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         self._sums: list[list[Floats]] = []
@@ -71,16 +73,29 @@ class Sums:
             means = [part.mean(axis=1, dtype=np.float64).astype(np.float32) for part in (x, y)]
             self._origin = means[0], means[1]
             groups, inputs, outputs = x.shape[0], x.shape[2], y.shape[2]
-            shapes = ((inputs,), (outputs,), (inputs, inputs), (outputs, inputs), (outputs,))
+            shapes: list[tuple[int, ...]] = [(inputs,), (outputs,)]
+            shapes += [(inputs, inputs), (outputs, inputs), (outputs,)] if self._second else []
             self._sums = [[np.zeros((groups, *shape)) for shape in shapes] for _ in self._n]
         near, aim = x - self._origin[0][:, None], y - self._origin[1][:, None]
         sums = self._sums[half]
         self._n[half] += x.shape[1]
         sums[0] += near.sum(axis=1, dtype=np.float64)
         sums[1] += aim.sum(axis=1, dtype=np.float64)
-        sums[2] += np.swapaxes(near, 1, 2) @ near
-        sums[3] += np.swapaxes(aim, 1, 2) @ near
-        sums[4] += np.einsum("grn,grn->gn", aim, aim, dtype=np.float64)
+        if self._second:
+            sums[2] += np.swapaxes(near, 1, 2) @ near
+            sums[3] += np.swapaxes(aim, 1, 2) @ near
+            sums[4] += np.einsum("grn,grn->gn", aim, aim, dtype=np.float64)
+
+    def means(self) -> tuple[Floats, Floats]:
+        """Means of all rows, (G, K), and of their targets, (G, N).
+
+        Raises:
+            ValueError: If there are no rows.
+        """
+        if self._origin is None:
+            raise ValueError("no rows")
+        near = [(self._sums[0][k] + self._sums[1][k]) / sum(self._n) for k in range(2)]
+        return near[0] + self._origin[0].astype(np.float64), near[1] + self._origin[1].astype(np.float64)
 
     def moments(self, half: int | None = None) -> Moments:
         """Moments of one half's rows, or of all.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.calibrators.table import CalibrationTable
+from quantlab.calibrators.table import CalibrationTable, samples_sha256
 from quantlab.datasets.dataset import SourceDataset
 from quantlab.datasets.protocol import Dataset, Sample
 from quantlab.degradation import Degradation, DegradationCode
@@ -47,7 +47,10 @@ SEARCH, CHECK = 64, 128
 LEAST = 8
 """Samples below which nothing can be judged."""
 
-_FIT_BATCH, _MOST_FIT, _FIT_BYTES = 8, 256, 192 << 20
+MOST_FIT = 256
+"""Samples at most that steps learn from."""
+
+_FIT_BATCH, _FIT_BYTES = 8, 192 << 20
 _LITTLE = 0.02
 """Share of the whole noise below which steps for that kind of noise are not run by default."""
 _WORTH_DB = 0.25
@@ -103,11 +106,17 @@ class Recovered:
         state: The model with everything that was kept.
         record: What each step did.
         degradations: What could not be done.
+        target: Name of the Q/DQ rules that it was made for; empty if not stated.
+        table_sha256: Hash of the calibration table that it started from; empty if not stated.
+        exclude: Names or patterns of the layers that stayed in floating point.
     """
 
     state: State
     record: RecoveryRecord
     degradations: tuple[Degradation, ...]
+    target: str = ""
+    table_sha256: str = ""
+    exclude: tuple[str, ...] = ()
 
 
 def recover(
@@ -115,7 +124,8 @@ def recover(
 ) -> Recovered:
     """Make up for what INT8 costs.
 
-    The samples are split by their content's hash: a quarter, `CHECK` at most, judges, the rest is learned from. So
+    The samples are split by their content's hash: a quarter, `CHECK` at most, judges; of the rest,
+    `MOST_FIT` at most are learned from. So
     neither their order, nor their names, nor the batch size matter.
 
     Args:
@@ -139,15 +149,15 @@ def recover(
     entries = sorted({entry.sha256: entry.id for entry in dataset.manifest.entries}.items())
     steps = [step for step in STEPS if step.name in settings.steps]
     if len(entries) < LEAST or not steps:
-        return _without_judge(state, steps, len(entries))
+        return _bound(_without_judge(state, steps, len(entries)), table, settings)
     held = [sample_id for number, (_, sample_id) in enumerate(entries) if number % 4 == 3][:CHECK]
     learned = [sample_id for _, sample_id in entries if sample_id not in set(held)]
     with ThreadPoolExecutor(settings.threads, thread_name_prefix="recover") as pool:
-        samples = _load(dataset, held, learned[:_MOST_FIT])
+        samples = _load(dataset, held, learned[:MOST_FIT])
         probe_of = _Prober(prepared, pool)
         check = probe_of(samples[0])
         search = probe_of(samples[1][:SEARCH])
-        resume = Resume(settings.folder, _key(prepared, table, settings))
+        resume = Resume(settings.folder, _key(prepared, dataset, table, settings))
         earlier = resume.steps(prepared)
         if earlier is None:
             diagnosis = diagnose(state, settings.target, settings.exclude, search, narrator)
@@ -160,22 +170,30 @@ def recover(
         context = Context(
             settings.target,
             settings.exclude,
-            _part(dataset, learned[:_MOST_FIT]),
+            _part(dataset, learned[:MOST_FIT]),
             _fit_batches(samples[1], prepared.fixed_batch),
-            Observed(_part(dataset, learned[:_MOST_FIT]), settings.threads),
+            Observed(_part(dataset, learned[:MOST_FIT]), settings.threads),
             activation_shares(diagnosis),
             settings.threads,
             narrator,
             resume,
         )
         run = _Run(State(prepared, table), state, context, check, search, diagnosis, records, resume)
-        return run.through(steps, len(learned), default=settings.steps == STEP_NAMES)
+        return _bound(run.through(steps, len(samples[1]), default=settings.steps == STEP_NAMES), table, settings)
 
 
-def _key(prepared: Prepared, table: CalibrationTable, settings: RecoverSettings) -> str:
+def _bound(made: Recovered, table: CalibrationTable, settings: RecoverSettings) -> Recovered:
+    """The same, saying what it was made for and from."""
+    return replace(made, target=settings.target.name, table_sha256=table.sha256, exclude=settings.exclude)
+
+
+def _key(prepared: Prepared, dataset: Dataset, table: CalibrationTable, settings: RecoverSettings) -> str:
     """Hash of all that the result depends on."""
-    parts = {"quantlab": version("quantlab"), "graph": prepared.graph_sha256, "table": table.sha256}
-    parts |= {"target": settings.target.name, "steps": ",".join(settings.steps), "exclude": ",".join(settings.exclude)}
+    parts = {"graph": prepared.graph_sha256, "table": table.sha256, "target": settings.target.name}
+    parts |= {"data": samples_sha256(entry.sha256 for entry in dataset.manifest.entries)}
+    parts |= {"steps": "\n".join(settings.steps), "exclude": "\n".join(settings.exclude)}
+    parts |= {"threads": str(settings.threads)}
+    parts |= {package: version(package) for package in ("quantlab", "onnxruntime", "numpy")}
     return canonical_sha256(parts)
 
 
@@ -221,7 +239,8 @@ class _Run:
         start, end = (self._noise(state, self.check, Judged.BOTH) for state in (self.start, self.state))
         state, records, degradations = self.state, self.records, ()
         before, after = self.check.sqnr_db(start), self.check.sqnr_db(end)
-        if any(record.kept for record in records) and not (after > before and falls(start, end) > LIKELY):
+        gained = after > before and falls(start, end, self.check.signal) > LIKELY
+        if not gained and any(record.kept for record in records):
             note = f"undone: all steps together do not surely gain, {before:.2f} -> {after:.2f} dB"
             records = tuple(replace(r, kept=False, notes=(*r.notes, note)) if r.kept else r for r in records)
             state, after = self.start, before
@@ -254,13 +273,13 @@ class _Run:
         best = self._best(found.proposals, by)
         before, after = (self._noise(state, self.check, by) for state in (self.state, best.state))
         decibels = self.check.sqnr_db(before), self.check.sqnr_db(after)
-        kept = decibels[1] > decibels[0] and falls(before, after) > LIKELY
+        kept = decibels[1] > decibels[0] and falls(before, after, self.check.signal) > LIKELY
         notes = tuple(found.notes)
         if kept:
             self.state = best.state
         else:
             notes = (*notes, "dropped: it does not surely gain on held-out samples")
-        _, interval = change_db(before, after)
+        _, interval = change_db(before, after, self.check.signal)
         seconds = time.perf_counter() - began
         return StepRecord(step.name, best.label, kept, *decibels, interval, seconds, best.changed, notes, by)
 
@@ -313,18 +332,19 @@ def _load(dataset: Dataset, held: Sequence[str], learned: Sequence[str]) -> tupl
     """Samples that judge, and samples that are learned from, in the order of their ids' hashes, within memory."""
     wanted = {sample_id: number for number, sample_id in enumerate((*held, *learned))}
     found: dict[int, Sample] = {}
+    room = len(wanted)
     for sample in _part(dataset, wanted):
-        if sample.id in wanted:
-            found[wanted[sample.id]] = sample
-    size = max((sum(v.nbytes for v in sample.inputs.values()) for sample in found.values()), default=1)
-    room = max(LEAST, _FIT_BYTES // max(size, 1))
-    judges = [found[i] for i in range(len(held)) if i in found][:room]
-    fit = [found[i] for i in range(len(held), len(wanted)) if i in found][:room]
-    return judges, fit
+        number = wanted.get(sample.id, len(wanted))
+        if number < len(held) + min(room, len(learned)) and not room <= number < len(held):
+            found[number] = sample
+            size = sum(value.nbytes for value in sample.inputs.values())
+            room = min(room, max(LEAST, _FIT_BYTES // max(size, 1)))
+    judges = [found[i] for i in range(min(len(held), room)) if i in found]
+    return judges, [found[i] for i in range(len(held), len(held) + min(room, len(learned))) if i in found]
 
 
 def _fit_batches(samples: Sequence[Sample], fixed: int | None) -> Sequence[Mapping[str, NDArray[np.generic]]]:
-    """Batches of equal shapes; of a model with a fixed batch, full ones alone, the last filled with its last sample."""
+    """Batches of equal shapes; of a model with a fixed batch, full ones, the last filled with others."""
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(tuple(value.shape for value in sample.inputs.values()), []).append(sample)
@@ -334,7 +354,7 @@ def _fit_batches(samples: Sequence[Sample], fixed: int | None) -> Sequence[Mappi
         for start in range(0, len(group), size):
             part = group[start : start + size]
             if fixed:
-                part += [part[-1]] * (fixed - len(part))
+                part += [group[i % len(group)] for i in range(fixed - len(part))]
             batches.append({name: np.stack([sample.inputs[name] for sample in part]) for name in part[0].inputs})
     return batches
 

@@ -37,6 +37,7 @@ class Recovery:
         record: What each step did.
         degradations: Of the recovery.
         files: Hashes of the other files of the folder, by name.
+        exclude: Names or patterns of the layers that stayed in floating point.
     """
 
     quantlab: str
@@ -50,6 +51,7 @@ class Recovery:
     record: RecoveryRecord
     degradations: tuple[Degradation, ...]
     files: Mapping[str, str]
+    exclude: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

@@ -8,9 +8,11 @@ made again.
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +21,9 @@ from numpy.typing import NDArray
 
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.documents import dump_json, read_json
-from quantlab.errors import CalibrationError, QuantlabError
+from quantlab.errors import CalibrationError, OutputError, QuantlabError
 from quantlab.files import is_file, is_folder, sha256_file, write_bytes, write_text
-from quantlab.graph.model import Model, load_model, save_model
+from quantlab.graph.model import load_model, save_model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.weights import RoundedWeight
 from quantlab.records import from_plain, to_plain
@@ -32,6 +34,8 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 _SCHEMA = "quantlab.recovery-steps/1"
 _STEPS, _LAYERS = "steps.json", "layers"
+_KEY_LENGTH = 24
+_KEY = re.compile(r"[0-9a-f]{24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,14 @@ class Finished:
     Attributes:
         diagnosis: Made before the first.
         records: What each did, in order.
-        files: Hashes of the files that hold the state after the last, by name.
+        state: Number of the folder that holds the state after the last.
+        files: Hashes of its files, by name.
         rounded: Axis of each weight that is rounded, by initializer.
     """
 
     diagnosis: Diagnosis
     records: tuple[StepRecord, ...]
+    state: int
     files: Mapping[str, str]
     rounded: Mapping[str, int]
 
@@ -59,11 +65,14 @@ class Resume:
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
-        self.folder = None if folder is None else folder / key[:24]
-        if folder is not None and is_folder(folder):
-            for other in folder.iterdir():
-                if other.name != key[:24] and is_folder(other):
-                    shutil.rmtree(other, ignore_errors=True)
+        self.folder = None if folder is None else folder / key[:_KEY_LENGTH]
+        self._stored: Path | None = None
+        if folder is None or not is_folder(folder):
+            return
+        for other in sorted(folder.iterdir()):
+            ours = _KEY.fullmatch(other.name) and (is_file(other / _STEPS) or is_folder(other / _LAYERS))
+            if ours and other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
 
     def steps(self, prepared: Prepared) -> tuple[Finished, State] | None:
         """The finished steps and the state after them; None if there are none that can be read."""
@@ -73,38 +82,40 @@ class Resume:
             document = read_json(self.folder / _STEPS, _SCHEMA, CalibrationError, "finished recovery steps")
             document.pop("schema")
             found = from_plain(Finished, document, str(self.folder / _STEPS), CalibrationError)
+            place = self.folder / f"state-{found.state}"
             for name, expected in found.files.items():
-                if sha256_file(self.folder / name) != expected:
+                if sha256_file(place / name) != expected:
                     return None
             state = State(
-                self._prepared(prepared, "model"),
-                CalibrationTable.load(self.folder / "calibration.json"),
-                self._rounded(found.rounded),
-                self._prepared(prepared, "target") if "target.onnx" in found.files else None,
+                _prepared(prepared, place / "model.onnx"),
+                CalibrationTable.load(place / "calibration.json"),
+                _rounded(place / "weights.npz", found.rounded),
+                _prepared(prepared, place / "target.onnx") if "target.onnx" in found.files else None,
             )
         except (QuantlabError, OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
+        self._stored = place
         return found, state
 
     def keep_step(self, diagnosis: Diagnosis, records: tuple[StepRecord, ...], state: State) -> None:
-        """Keep a step that is finished, with the state after it; its layers are forgotten."""
+        """Keep a step that is finished, with the state after it; its layers are forgotten.
+
+        Each state lies in a folder of its own, so that an interruption loses nothing, and a state whose weights are
+        read from files that lie here keeps them.
+        """
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _STEPS).unlink(missing_ok=True)
-        written = [*save_model(state.model.proto, self.folder / "model.onnx", state.model)]
-        if state.target is not None:
-            written += save_model(state.target.model.proto, self.folder / "target.onnx", state.target.model)
-        write_text(self.folder / "calibration.json", state.table.to_json())
-        names = sorted(state.rounded)
-        arrays: dict[str, NDArray[np.generic]] = {f"codes.{i}": state.rounded[n].codes for i, n in enumerate(names)}
-        arrays |= {f"scales.{i}": state.rounded[n].scales for i, n in enumerate(names)}
-        self._write(self.folder / "weights.npz", arrays)
-        written += [self.folder / "calibration.json", self.folder / "weights.npz"]
-        files = {path.name: sha256_file(path) for path in written}
-        found = Finished(diagnosis, records, files, {name: state.rounded[name].axis for name in names})
-        write_text(self.folder / _STEPS, dump_json({"schema": _SCHEMA, **to_plain(found)}))
-        shutil.rmtree(self.folder / _LAYERS, ignore_errors=True)
+        with _writing(self.folder):
+            if self._stored is None or records[-1].kept:
+                self._stored = self.folder / f"state-{len(records)}"
+                self._stored.mkdir(parents=True, exist_ok=True)
+                _write_state(self._stored, state)
+            files = {path.name: sha256_file(path) for path in sorted(self._stored.iterdir())}
+            axes = {name: weight.axis for name, weight in state.rounded.items()}
+            number = int(self._stored.name.removeprefix("state-"))
+            found = Finished(diagnosis, records, number, files, axes)
+            write_text(self.folder / _STEPS, dump_json({"schema": _SCHEMA, **to_plain(found)}))
+            shutil.rmtree(self.folder / _LAYERS, ignore_errors=True)
 
     def layer(self, step: str, number: int) -> dict[str, NDArray[np.generic]] | None:
         """What a step made of its layer of this number; None if it is not finished."""
@@ -120,27 +131,46 @@ class Resume:
     def keep_layer(self, step: str, number: int, arrays: Arrays) -> None:
         """Keep what a step made of a layer."""
         if self.folder is not None:
-            (self.folder / _LAYERS).mkdir(parents=True, exist_ok=True)
-            self._write(self.folder / _LAYERS / f"{step}-{number}.npz", arrays)
+            with _writing(self.folder):
+                (self.folder / _LAYERS).mkdir(parents=True, exist_ok=True)
+                _write(self.folder / _LAYERS / f"{step}-{number}.npz", arrays)
 
-    def _write(self, path: Path, arrays: Arrays) -> None:
-        stream = io.BytesIO()
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        write_bytes(path, stream.getvalue())
 
-    def _prepared(self, prepared: Prepared, name: str) -> Prepared:
-        """A stored graph with the provenance of the model that it was made of."""
-        if self.folder is None:
-            raise ValueError("no folder")
-        model: Model = load_model(self.folder / f"{name}.onnx")
-        named = replace(model, path=prepared.model.path, sha256=prepared.model.sha256)
-        return replace(prepared, model=named)
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder}", got=error.strerror or str(error), hint="check permissions and free space"
+        ) from error
 
-    def _rounded(self, axes: Mapping[str, int]) -> dict[str, RoundedWeight]:
-        if self.folder is None:
-            raise ValueError("no folder")
-        with (self.folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {
-                name: RoundedWeight(archive[f"codes.{i}"], archive[f"scales.{i}"], axes[name])
-                for i, name in enumerate(sorted(axes))
-            }
+
+def _write_state(place: Path, state: State) -> None:
+    save_model(state.model.proto, place / "model.onnx", state.model)
+    if state.target is not None:
+        save_model(state.target.model.proto, place / "target.onnx", state.target.model)
+    write_text(place / "calibration.json", state.table.to_json())
+    names = sorted(state.rounded)
+    arrays: dict[str, NDArray[np.generic]] = {f"codes.{i}": state.rounded[n].codes for i, n in enumerate(names)}
+    _write(place / "weights.npz", arrays | {f"scales.{i}": state.rounded[n].scales for i, n in enumerate(names)})
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, stream.getvalue())
+
+
+def _prepared(prepared: Prepared, path: Path) -> Prepared:
+    """A stored graph with the provenance of the model that it was made of."""
+    named = replace(load_model(path), path=prepared.model.path, sha256=prepared.model.sha256)
+    return replace(prepared, model=named)
+
+
+def _rounded(path: Path, axes: Mapping[str, int]) -> dict[str, RoundedWeight]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {
+            name: RoundedWeight(archive[f"codes.{i}"], archive[f"scales.{i}"], axes[name])
+            for i, name in enumerate(sorted(axes))
+        }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantlab.graph.model import tensor_array
 from quantlab.graph.weights import RoundedWeight
 from quantlab.recovery.layout import Layout
-from quantlab.recovery.moments import Moments, Sums
+from quantlab.recovery.moments import Sums
 from quantlab.recovery.protocol import Context, Proposal, Proposals, State
 from quantlab.recovery.rounding import channel_scales, damped, least_squares, round_second_order
 from quantlab.recovery.sequential import Sequential
@@ -27,6 +27,8 @@ STRENGTHS = (math.inf, 10.0, 1.0, 0.1, 0.01)
 """How strongly weights are held where they are, in mean diagonals of the Hessian, the most cautious first."""
 
 _DAMPING = 0.01
+_MOST_PRODUCTS = 1 << 24
+"""Products of a layer's inputs that are kept: about ten matrices of 128 MiB at a time."""
 _WORTH = 0.002
 """Share by which the error on the other half must fall for a weaker hold to be taken."""
 
@@ -79,7 +81,10 @@ class Round:
             return None, "its inputs or outputs are not finite"
         stored = next(tensor for tensor in state.model.proto.graph.initializer if tensor.name == spot.weight)
         weight = np.asarray(tensor_array(state.model, stored), np.float32)
-        made, bias = settle_layer(spot, spot.layout, weight, sums)
+        try:
+            made, bias = settle_layer(spot, spot.layout, weight, sums)
+        except np.linalg.LinAlgError:
+            return None, "its inputs are too much alike for the equations to be solved"
         found: dict[str, NDArray[np.generic]] = {
             "codes": made.codes, "scales": made.scales, "axis": np.array(made.axis)
         }  # fmt: skip
@@ -107,7 +112,9 @@ def settle_layer(
     aimed = np.where(dead, 0.0, aimed)
     scales = channel_scales(aimed)
     if layout.shared_scales:
-        scales = np.broadcast_to(scales.max(axis=0), scales.shape).copy()
+        groups, outputs, inputs = aimed.shape
+        joined = channel_scales(aimed.swapaxes(0, 1).reshape(1, outputs, groups * inputs))
+        scales = np.broadcast_to(joined, (groups, outputs)).copy()
     codes = round_second_order(aimed, scales, damped(used.xx, _DAMPING))
     per_channel = scales[0] if layout.shared_scales else scales.reshape(-1)
     made = RoundedWeight(
@@ -116,12 +123,18 @@ def settle_layer(
     if not free:
         return made, None
     values = codes * scales[:, :, None]
-    return made, bias_of(values, whole).astype(np.float32)
+    return made, bias_of(values, whole.x, whole.y).astype(np.float32)
 
 
-def bias_of(values: Floats, moments: Moments) -> Floats:
-    """The bias at which a weight (G, N, K) gives the mean that its targets have, (G * N,)."""
-    return np.asarray((moments.y - np.einsum("gnk,gk->gn", values, moments.x)).reshape(-1))
+def bias_of(weight: Floats, x: Floats, y: Floats) -> Floats:
+    """The bias at which a weight (G, N, K) gives the mean that its targets have, (G * N,).
+
+    Args:
+        weight: (G, N, K).
+        x: Mean of its rows, (G, K).
+        y: Mean of their targets, (G, N).
+    """
+    return np.asarray((y - np.einsum("gnk,gk->gn", weight, x)).reshape(-1))
 
 
 def _strength(matrix: Floats, sums: Sums, *, free: bool) -> float:
@@ -138,7 +151,7 @@ def _strength(matrix: Floats, sums: Sums, *, free: bool) -> float:
         for own, other in (halves, halves[::-1]):
             used = own.centred() if free else own
             weight = matrix if math.isinf(strength) else least_squares(used.yx, used.xx, matrix, strength)
-            bias = bias_of(weight, own).reshape(own.y.shape) if free else np.zeros_like(own.y)
+            bias = bias_of(weight, own.x, own.y).reshape(own.y.shape) if free else np.zeros_like(own.y)
             loss += other.loss(weight, bias)
         if loss >= lowest * (1.0 - _WORTH):
             break
@@ -150,4 +163,6 @@ def _reason(spot: Spot, state: State) -> str | None:
     """Why a layer is left alone before anything is measured; None if it is not."""
     if spot.shared:
         return "its weight is read by another node too"
+    if spot.layout is not None and spot.layout.groups * spot.layout.inputs**2 > _MOST_PRODUCTS:
+        return f"its {spot.layout.inputs:,} inputs have too many products to be kept"
     return "its weight is rounded already" if spot.weight in state.rounded else None

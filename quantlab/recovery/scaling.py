@@ -69,15 +69,19 @@ def observe_groups(state: State, context: Context, groups: Sequence[ChannelGroup
         CalibrationError: If the model fails on a sample.
     """
     quantized = state.quantized(context.target, context.exclude).tensors if groups else {}
-    chosen = [group for group in groups if any(tensor in quantized for tensor in group.tensors)]
+    chosen: list[ChannelGroup] = []
+    taken: dict[str, int] = {}
+    for group in groups:  # a tensor that is in two groups by two axes is scaled by one of them
+        among = any(tensor in quantized for tensor in group.tensors)
+        if among and all(taken.get(name, axis) == axis for name, axis in group.tensors.items()):
+            taken.update(group.tensors)
+            chosen.append(group)
     axes: dict[str, int] = {}
     for group in chosen:
         clips = {limit.tensor for limit in group.limits}
         for tensor, axis in group.tensors.items():
             if tensor in quantized or tensor in clips:
                 axes.setdefault(tensor, axis)
-    # A tensor that is in two groups by two axes is looked at, and scaled, by one of them.
-    chosen = [group for group in chosen if all(axes.get(name, axis) == axis for name, axis in group.tensors.items())]
     extremes: dict[str, NDArray[np.float64]] = {}
     for tensor, found in context.observations.channels(state, axes).items() if axes else ():
         ends = np.stack([found.minima, found.maxima]).astype(np.float64)

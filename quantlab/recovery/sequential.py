@@ -73,8 +73,8 @@ class Sequential:
             self._rest = [later.name for later in self.spots[number:]]
             yield number, spot
 
-    def sums(self, spot: Spot) -> Sums | None:
-        """Sums over the rows of the layer that is visited; None if its form is not known.
+    def sums(self, spot: Spot, *, second: bool = True) -> Sums | None:
+        """Sums over the rows of the layer that is visited, of products if ``second``; None for an unknown form.
 
         Raises:
             CalibrationError: If ONNX Runtime fails on the samples.
@@ -83,7 +83,7 @@ class Sequential:
             return None
         self._walk.advance(self._rest, CUT_BYTES)
         self._float.advance(self._rest, CUT_BYTES)
-        return self._sums(spot, spot.layout, self._rest)
+        return self._sums(spot, spot.layout, self._rest, second=second)
 
     def weight(self, spot: Spot) -> Array:
         """The weight of a layer as the quantized graph has it."""
@@ -105,13 +105,13 @@ class Sequential:
             constant = [i for i, name in enumerate(adder.input) if name in self._walk.index.initializers]
             self._walk.put(adder.input[2 if spot.adder == spot.name else constant[0]], np.asarray(bias, np.float32))
 
-    def _sums(self, spot: Spot, layout: Layout, rest: Sequence[str]) -> Sums:
+    def _sums(self, spot: Spot, layout: Layout, rest: Sequence[str], *, second: bool) -> Sums:
         aim = self._aim(spot, rest)
         read = self._nodes[spot.name].input[1 - spot.slot]
         quantized = self._walk.run([read, aim.less] if aim.less is not None else [read])
-        sums = Sums()
+        sums = Sums(second=second)
         n_batches = len(self._walk.cut)
-        inputs = int(np.prod(layout.weight_shape)) // max(layout.weight_shape[layout.axis], 1)
+        inputs = layout.inputs
         for number, (ours, theirs) in enumerate(zip(quantized, self._float.run([aim.tensor]), strict=True)):
             wanted = np.asarray(theirs[aim.tensor], np.float32)
             if aim.less is not None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from quantlab.errors import CalibrationError
+from quantlab.graph.cleanup import remove_dead
 from quantlab.graph.index import GraphIndex, implicit_inputs
 from quantlab.graph.model import Model, tensor_array
 from quantlab.graph.session import Optimization, first_line, open_proto
@@ -43,6 +44,7 @@ def float_weights(model: Model, quantized: ModelProto) -> ModelProto:
             kept.append(copy)
     del graph.node[:]
     graph.node.extend(kept)
+    remove_dead(proto)
     return proto
 
 

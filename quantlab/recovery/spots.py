@@ -69,14 +69,15 @@ def _spot(layer: Layer, weight: str, index: GraphIndex) -> Spot:
     channels = layout.weight_shape[layout.axis] * (layout.groups if layout.op_type == "ConvTranspose" else 1)
     if layout.op_type == "MatMul":
         return _product(layer, layout, weight, shared, channels, index)
+    given = layer.node.input[2] if len(layer.node.input) > 2 else ""
+    stored = index.initializers.get(given)
+    if given and (layout.slot == 0 or stored is None or tuple(stored.dims) != (channels,)):
+        # Its output holds a bias that cannot be told from what the weight makes.
+        return Spot(layer.name, None, weight, shared, None, None, output)
     if layout.slot == 0:
         return Spot(layer.name, layout, weight, shared, None, None, output)
-    given = layer.node.input[2] if len(layer.node.input) > 2 else ""
     if not given:
         return Spot(layer.name, layout, weight, shared, None, layer.name, output)
-    stored = index.initializers.get(given)
-    if stored is None or tuple(stored.dims) != (channels,):
-        return Spot(layer.name, layout, weight, shared, None, None, output)
     return Spot(layer.name, layout, weight, shared, str(given), layer.name, output)
 
 

@@ -135,5 +135,6 @@ class Tail:
 
 
 def _relative(exact: FloatArray, value: FloatArray) -> float:
-    power = float(np.sum(exact**2))
-    return float(np.sum((value - exact) ** 2)) / power if power > 0.0 else 0.0
+    seen = np.isfinite(exact) & np.isfinite(value)
+    power = float(np.sum(exact[seen] ** 2))
+    return float(np.sum((value[seen] - exact[seen]) ** 2)) / power if power > 0.0 else 0.0

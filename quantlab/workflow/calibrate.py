@@ -37,7 +37,7 @@ from quantlab.graph.targets import TENSORRT, QuantizationKind, TargetProfile
 from quantlab.memory import release_memory
 from quantlab.progress import Narrator
 from quantlab.records import to_plain
-from quantlab.recovery.artifact import RECOVERED, recovery_files, remove_recovery, save_recovery
+from quantlab.recovery.artifact import RECOVERED, check_place, recovery_files, remove_recovery, save_recovery
 from quantlab.recovery.result import Recovery
 from quantlab.reports import Style, render
 from quantlab.workflow.recovery import forget_steps, written_graph
@@ -282,10 +282,8 @@ def _padding(prepared: Prepared, n: int) -> list[Degradation]:
     if not prepared.fixed_batch or n % prepared.fixed_batch == 0:
         return []
     short = prepared.fixed_batch - n % prepared.fixed_batch
-    message = (
-        f"the last batch of {prepared.fixed_batch} was filled with {short} repeated samples, which are not counted"
-    )
-    return [Degradation(DegradationCode.PADDED_BATCH, message, short)]
+    text = f"the last batch of {prepared.fixed_batch} was filled with {short} repeated samples, which are not counted"
+    return [Degradation(DegradationCode.PADDED_BATCH, text, short)]
 
 
 def write_calibration(
@@ -314,13 +312,15 @@ def write_calibration(
         recovered: What recovery made of the model and the table, for INT8; the Q/DQ model is then made of that.
 
     Raises:
-        OutputError: If a file cannot be written.
+        OutputError: If a file cannot be written, or others lie where the recovered model is to.
         EngineBuildError: If no layer can be quantized.
-        ConfigError: If the target does not have the kind, or recovery is not for it.
+        ConfigError: If the target does not have the kind, or recovery is not for it, for the target or the table.
         ModelError: If the model already holds Q/DQ nodes, and they are to be refused or the target cannot take them.
     """
     name = prepared.model.name
     files = CalibrationFiles.of(folder, name)
+    if recovered is not None:
+        check_place(files.recovered)
     proto, source = written_graph(prepared, table, target, kind, existing, recovered)
     has_cache = all(table.method in entry.ranges[INT8_SYMMETRIC.name] for entry in table.tensors)
     cache = CalibrationCache.from_table(table) if has_cache else None
@@ -343,19 +343,20 @@ def write_calibration(
     return files
 
 
-def check_overwrite(folder: Path, prepared: Prepared, *, force: bool) -> None:
+def check_overwrite(folder: Path, prepared: Prepared, *, force: bool, recovering: bool = False) -> None:
     """Refuse a folder that cannot be written to, or holds a calibration of another model, before any work is done.
 
     Raises:
-        OutputError: If ``folder`` cannot be written to.
+        OutputError: If ``folder`` cannot be written to, or others' files lie where a recovered model is to.
         ConfigError: If it holds another model's calibration and ``force`` is not set.
     """
     check_folder(folder)
+    if recovering:
+        check_place(folder / RECOVERED)
     path = folder / "calibration.json"
     if path.is_dir():
-        raise OutputError(
-            f"cannot write {path}", got="a folder of that name", expected="a file name", hint="use another folder, -o"
-        )
+        got, expected = "a folder of that name", "a file name"
+        raise OutputError(f"cannot write {path}", got=got, expected=expected, hint="use another folder, -o")
     if force or not path.is_file():
         return
     try:

@@ -43,18 +43,18 @@ def layers_of_file(
 
     Raises:
         ModelError: If a model cannot be used.
-        EngineMismatch: If they have no tensors in common.
+        EngineMismatch: If they have no tensors in common, or these hold other values, as one model was recovered.
         DataError: If the data cannot be read or do not fit.
     """
     quantized = load_model(path)
     exact = load_model(model)
-    steps = stated_recovery(quantized.metadata)
-    if moves_tensors(steps) and stated_recovery(exact.metadata) != steps:
+    steps, exact_steps = stated_recovery(quantized.metadata), stated_recovery(exact.metadata)
+    if steps != exact_steps and moves_tensors({*steps, *exact_steps}):
         raise EngineMismatch(
-            f"{path.name} was made of a recovered model, in which tensors hold other values than in {model.name}",
-            got=f"recovered by {', '.join(steps)}",
-            expected="the recovered model itself",
-            hint="name it with --model: recovered/model.onnx beside the calibration table",
+            f"tensors hold other values in the model that {path.name} was made of than in {model.name}",
+            got=f"{model.name}, {_recovered_by(exact_steps)}",
+            expected=f"the model that {path.name} was made of, {_recovered_by(steps)}",
+            hint="name it with --model: of a recovered one, recovered/model.onnx beside the calibration table",
         )
     original = _matching(exact, quantized, narrator)
     dataset, _ = open_data(quantized, request, narrator)
@@ -138,7 +138,7 @@ def layers_of_table(
     variant = Variant(prepared, "layers", Precision.INT8, target, calibration, recovery=found)
     exact, name = prepared.model, f"{target.name}-{kind}"
     if (recovered := variant.recovered) is not None:
-        made = quantize_model(recovered.model, recovered.table, target, rounded=recovered.rounded)
+        made = quantize_model(recovered.model, recovered.table, target, recovered.exclude, rounded=recovered.rounded)
         if moves_tensors(recovered.steps):
             exact = recovered.model
             narrator.say("the recovered floating-point model, corrected biases included, is taken as the exact one")
@@ -178,6 +178,10 @@ def layers_document(drifts: Sequence[LayerDrift]) -> str:
     if len(drifts) == 1:
         return drifts[0].to_json()
     return dump_json({"schema": LAYERS_LIST_SCHEMA, "graphs": [to_plain(drift) for drift in drifts]})
+
+
+def _recovered_by(steps: Sequence[str]) -> str:
+    return f"recovered by {', '.join(steps)}" if steps else "not recovered"
 
 
 def _is_onnx(path: Path) -> bool:

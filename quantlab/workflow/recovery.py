@@ -21,7 +21,7 @@ from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import check_quantized, quantize_model
 from quantlab.graph.targets import QuantizationKind, TargetProfile
 from quantlab.progress import Narrator
-from quantlab.recovery.artifact import RECOVERED, RESUME, kept_steps, load_recovery
+from quantlab.recovery.artifact import RECOVERED, RESUME, kept_steps, load_recovery, recovery_files
 
 if TYPE_CHECKING:
     from quantlab.recovery.recover import Recovered
@@ -132,18 +132,38 @@ def written_graph(
 
     Raises:
         QuantlabError: As `quantlab.graph.qdq.quantize_model`.
-        ConfigError: Also if what was recovered is not to become INT8.
+        ConfigError: Also if what was recovered is not to become INT8, or was made for another target or table.
     """
     if recovered is None:
         made, source = quantize_model(prepared.model, table, target, kind=kind, existing=existing).proto, prepared.model
     elif kind is not QuantizationKind.INT8:
         raise _not_for(kind)
     else:
-        made, source = recovered.state.quantized(target).proto, recovered.state.model
+        _check_origin(recovered, table, target)
+        made, source = recovered.state.quantized(target, recovered.exclude).proto, recovered.state.model
         steps = kept_steps(recovered)
         made = with_recovery(made, steps) if steps else made
     check_quantized(made)
     return made, source
+
+
+def _check_origin(recovered: Recovered, table: CalibrationTable, target: TargetProfile) -> None:
+    """Refuse a recovery of another target or table; one that does not state them is taken at its word.
+
+    Raises:
+        ConfigError: With both values.
+    """
+    for what, of, got in (
+        ("target", recovered.target, target.name),
+        ("calibration table", recovered.table_sha256, table.sha256),
+    ):
+        if of not in ("", got):
+            raise ConfigError(
+                f"the recovery was made for another {what}",
+                got=got,
+                expected=of,
+                hint="recover with what is to be written",
+            )
 
 
 def forget_steps(folder: Path) -> None:
@@ -163,7 +183,7 @@ def forget_steps(folder: Path) -> None:
 
 
 def find_recovery(path: Path, table: CalibrationTable, prepared: Prepared, narrator: Narrator) -> RecoveredModel | None:
-    """The recovered model that lies beside a calibration table; None without one.
+    """The recovered model that lies beside a calibration table; None without one: a folder of that name is not enough.
 
     If no step was kept, it is the model as it was calibrated, and tells builds why nothing was done.
 
@@ -178,7 +198,7 @@ def find_recovery(path: Path, table: CalibrationTable, prepared: Prepared, narra
         CalibrationError: If it is damaged.
     """
     folder = path.parent / RECOVERED
-    if table.recovered or not is_folder(folder):
+    if table.recovered or not recovery_files(folder):
         return None
     found = load_recovery(folder, prepared, table)
     if not found.steps:

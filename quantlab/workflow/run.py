@@ -37,6 +37,7 @@ from quantlab.harness.tasks.registry import TaskRequest
 from quantlab.precision import Precision
 from quantlab.progress import Narrator
 from quantlab.records import to_plain
+from quantlab.recovery.artifact import check_place
 from quantlab.versions import onnxruntime_version
 from quantlab.workflow.build import OPENVINO, build_variants, check_backend, target_for
 from quantlab.workflow.calibrate import CalibrateSettings, CalibrationFiles, calibrate, write_calibration
@@ -130,6 +131,7 @@ class _Chain:
         prepared = self._open_model()
         if self.recover:
             check_recoverable(prepared)
+            check_place(self._calibration_files(prepared).recovered)
         check_existing(prepared.model, self.recipe.build.existing)
         calibration = self._data(prepared, self.calibrate_section.data, None, self.calibrate_section.limit)
         section = self.compare_section
@@ -170,7 +172,7 @@ class _Chain:
         self, prepared: Prepared, dataset: Dataset, resolved: ResolvedPreprocess
     ) -> tuple[CalibrationTable, CalibrationFiles]:
         settings = self.calibration
-        files = CalibrationFiles.of(self.out / "calibration", prepared.model.name)
+        files = self._calibration_files(prepared)
 
         def action() -> Iterable[Path]:
             table, histograms = calibrate(prepared, dataset, resolved, settings, self.narrator)
@@ -196,17 +198,22 @@ class _Chain:
             "onnxruntime": onnxruntime_version(),
         }
         self.steps.run("calibrate", inputs, action)
-        table, recovery = CalibrationTable.load(files.table), files.recovery()
+        table, recovery = CalibrationTable.load(files.table), files.recovery() if self.recover else None
         for degradation in (*table.degradations, *(recovery.degradations if recovery is not None else ())):
             self.narrator.warn(degradation)
         return table, files
 
+    def _calibration_files(self, prepared: Prepared) -> CalibrationFiles:
+        return CalibrationFiles.of(self.out / "calibration", prepared.model.name)
+
     def _build(self, prepared: Prepared, table: CalibrationTable, files: CalibrationFiles) -> list[Path]:
         section = self.recipe.build
-        found = find_recovery(files.table, table, prepared, self.narrator)
+        precisions = tuple(dict.fromkeys((Precision.FP32, *section.precisions)))
+        wanted = bool(self.recover) and not RECOVERABLE.isdisjoint(precisions)
+        found = find_recovery(files.table, table, prepared, self.narrator) if wanted else None
         place = self._place()
         engines: list[Path] = []
-        for precision in dict.fromkeys((Precision.FP32, *section.precisions)):
+        for precision in precisions:
             variant = Variant(
                 prepared, section.backend, precision, self.target, table, section.exclude, section.existing, found
             )

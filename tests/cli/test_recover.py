@@ -128,12 +128,42 @@ class TestCalibrate:
 
     def test_files_of_others_are_left(self, recovered: Bench, cli: Cli) -> None:
         recovered.write("calibration/recovered/notes.txt", "mine")
+        before = tree(recovered.folder)
         answer = cli(*CALIBRATE, "--recover", "round")
         assert answer.code == ExitCode.USAGE and "cannot write calibration/recovered" in answer.err
-        assert (recovered / "calibration/recovered/notes.txt").read_text() == "mine"
-        assert not list((recovered / "calibration").glob(".recovered*"))
+        assert "files that are not those of a recovery" in answer.err
+        assert tree(recovered.folder) == before
         assert cli(*CALIBRATE, "--quiet").code == 0
         assert [path.name for path in (recovered / "calibration/recovered").iterdir()] == ["notes.txt"]
+
+    @pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder of others"])
+    def test_a_place_of_others_is_found_before_any_work(
+        self, kind: str, bench: Bench, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.take("net.onnx", "images", "unit.toml")
+        place = bench / "calibration/recovered"
+        place.parent.mkdir()
+        match kind:
+            case "file":
+                place.write_text("mine")
+            case "link":
+                (bench / "elsewhere").mkdir()
+                place.symlink_to(bench / "elsewhere")
+            case "dangling link":
+                place.symlink_to(bench / "nowhere")
+            case _:
+                place.mkdir()
+                (place / "model.onnx").write_text("mine")
+        before = tree(bench.folder)
+
+        def forbidden(*_: object, **__: object) -> None:
+            raise AssertionError("work was done")
+
+        monkeypatch.setattr("quantlab.workflow.calibrate.calibrate", forbidden)
+        answer = cli(*CALIBRATE, "--recover")
+        assert answer.code == ExitCode.USAGE and "files that are not those of a recovery" in answer.err, answer.err
+        assert "move them away, or use -o" in answer.err
+        assert tree(bench.folder) == before
 
     def test_minmax_only(self, bench: Bench, cli: Cli) -> None:
         bench.take("net.onnx", "images", "unit.toml")
@@ -260,6 +290,16 @@ class TestBuild:
         assert degradation.code == "recovery-not-run"
         assert cli(*BUILD, "int8", "--recovered", "ignore", "--json").document()["engines"][0]["degradations"] == []
 
+    def test_a_folder_of_others_is_no_recovery(self, recovered: Bench, cli: Cli) -> None:
+        """Neither is it an obstacle to builds, nor is anything in it removed, whatever the files are called."""
+        (recovered / "calibration/recovered/recovery.json").unlink()
+        others = tree(recovered / "calibration/recovered")
+        assert cli(*BUILD, "int8", "--quiet").code == 0
+        assert (recovered / "engines/onnxruntime-int8-mse.onnx").is_file()
+        document = cli(*CALIBRATE, "--json").document()
+        assert not [name for name in document["files"] if "recovered" in name]
+        assert tree(recovered / "calibration/recovered") == others
+
     def test_a_table_that_it_does_not_belong_to(self, recovered: Bench, cli: Cli) -> None:
         recovered.edit_json(TABLE, lambda document: document.update(n_samples=99))
         answer = cli(*BUILD, "int8")
@@ -309,7 +349,6 @@ def _other_model(folder: Path) -> None:
 
 
 DAMAGES = {
-    "no json": (lambda folder: (folder / "recovery.json").unlink(), "does not exist"),
     "no json, but text": (lambda folder: (folder / "recovery.json").write_text("{"), "not valid JSON"),
     "other schema": (
         lambda folder: (folder / "recovery.json").write_text('{"schema": "quantlab.recovery/9"}'),
@@ -376,6 +415,10 @@ class TestElsewhere:
         assert answer.code == ExitCode.BAD_INPUT and "recovered/model.onnx" in answer.err
         model = "calibration/recovered/model.onnx"
         assert cli("compare", "calibration/net.qdq.onnx", "--model", model, *data).code == 0
+        assert cli(*CALIBRATE, "-o", "plain", "--quiet").code == 0
+        answer = cli("compare", "plain/net.qdq.onnx", "--model", model, *data)
+        assert answer.code == ExitCode.BAD_INPUT and "model.onnx, recovered by equalize, round" in answer.err
+        assert "made of, not recovered" in answer.err
         assert cli(*BUILD, "fp32,int8", "--quiet").code == 0
         answer = cli("compare", "engines", *data)
         assert answer.code == ExitCode.USAGE and "can be looked into with --table" in answer.err
@@ -434,6 +477,25 @@ class TestRun:
         bench.recipe(calibrate='data = "images"')
         assert cli("run").code == 0
         assert not (bench / "results/calibration/recovered").exists()
+
+    def test_a_recovery_that_the_recipe_does_not_ask_for(self, bench: Bench, cli: Cli, finished: Path) -> None:
+        """One that came there afterwards has no part in a run, though its table is another."""
+        bench.take("net.onnx", "images", "eval")
+        bench.recipe(calibrate='data = "images"')
+        assert cli("run").code == 0
+        shutil.copytree(finished / "recovered", bench / "results/calibration/recovered")
+        bench.edit_json("results/calibration/recovered/recovery.json", lambda document: document.update(steps=None))
+        answer = cli("run")
+        assert answer.code == 0 and "cached calibrate" in answer.err, answer.err
+        assert "cached build int8" in answer.err and "recovery:" not in answer.err
+
+    def test_a_place_of_others_is_found_before_any_work(self, bench: Bench, cli: Cli) -> None:
+        bench.take("net.onnx", "images", "eval")
+        bench.recipe(calibrate='data = "images"\nrecover = "round"')
+        bench.write("results/calibration/recovered/notes.txt", "mine")
+        answer = cli("run")
+        assert answer.code == ExitCode.USAGE and "files that are not those of a recovery" in answer.err
+        assert [path.name for path in (bench / "results").rglob("*") if path.is_file()] == ["notes.txt"]
 
     def test_wrong_steps(self, bench: Bench, cli: Cli) -> None:
         bench.take("net.onnx", "images", "eval")

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 from engine_data import calibrated, prepared_cnn
 
-from quantlab.degradation import DegradationCode
+from quantlab.degradation import Degradation, DegradationCode
 from quantlab.engines.artifact import quantized_graph
 from quantlab.engines.tensorrt.weak import weak_recovery
 from quantlab.engines.variant import RecoveredModel, Variant, variant_name
 from quantlab.graph.existing import ExistingPolicy
+from quantlab.graph.layers import find_layers
 from quantlab.graph.metadata import moves_tensors, stated_recovery, with_recovery
 from quantlab.graph.model import Model
 from quantlab.graph.targets import ONNXRUNTIME, TENSORRT
@@ -76,6 +77,18 @@ def test_the_graph_says_so() -> None:
     assert with_recovery(made.proto, ("round",)) is made.proto
 
 
+def test_layers_that_the_recovery_excluded_stay_so() -> None:
+    made = variant(Precision.INT8, target=ONNXRUNTIME)
+    assert made.recovery is not None
+    made = dataclasses.replace(made, recovery=dataclasses.replace(made.recovery, target=ONNXRUNTIME.name))
+    first, second, _ = sorted(layer.node.name for layer in find_layers(made.prepared.model.proto.graph, ONNXRUNTIME))
+    assert made.recovery is not None
+    left = dataclasses.replace(made, recovery=dataclasses.replace(made.recovery, exclude=(first,)))
+    assert quantized_graph(made).excluded == ()
+    assert quantized_graph(left).excluded == (first,)
+    assert quantized_graph(dataclasses.replace(left, exclude=(second,))).excluded == (first, second)
+
+
 def test_names() -> None:
     found = variant(Precision.INT8).recovery
     assert variant_name("b", Precision.INT8, "mse", 2, found) == "b-int8-mse-recovered+2excl"
@@ -88,6 +101,16 @@ def test_weakly_typed_engines_have_nothing_of_it() -> None:
     (degradation,) = weak_recovery(variant(Precision.INT8))
     assert degradation.code is DegradationCode.RECOVERY_UNUSED and "by itself" in degradation.message
     assert weak_recovery(variant(Precision.FP16)) == weak_recovery(variant(Precision.INT8, recovery=None)) == ()
+
+
+def test_weakly_typed_engines_where_no_step_was_kept() -> None:
+    """There is nothing that they could have had; why is what they tell."""
+    reason = Degradation(DegradationCode.RECOVERY_NOT_RUN, "too few samples")
+    made = variant(Precision.INT8)
+    assert made.recovery is not None
+    nothing = dataclasses.replace(made.recovery, steps=(), degradations=(reason,))
+    assert weak_recovery(dataclasses.replace(made, recovery=nothing)) == (reason,)
+    assert weak_recovery(dataclasses.replace(made, recovery=nothing, precision=Precision.FP16)) == ()
 
 
 @pytest.mark.parametrize("step", STEP_NAMES)

@@ -9,19 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import recovered_model
+from onnx import numpy_helper
 
-from quantlab import TARGETS, CalibrateSettings, DataRequest, RecoverSettings, calibrate, open_data, open_model
+from quantlab import (
+    TARGETS,
+    CalibrateSettings,
+    DataRequest,
+    RecoverSettings,
+    calibrate,
+    open_data,
+    open_model,
+    write_calibration,
+)
 from quantlab.calibrators import CalibrationTable
+from quantlab.documents import canonical_sha256
+from quantlab.engines.artifact import quantized_graph
 from quantlab.engines.onnxruntime import OnnxRuntimeBuilder
 from quantlab.engines.variant import Variant
-from quantlab.errors import CalibrationError, EngineMismatch
-from quantlab.graph.model import tensor_array
+from quantlab.errors import CalibrationError, ConfigError, EngineMismatch
+from quantlab.graph.model import load_model, tensor_array
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.storage import write_proto
 from quantlab.precision import Precision
 from quantlab.progress import Silent
-from quantlab.recovery.artifact import load_recovery, recovery_files, save_recovery
-from quantlab.recovery.recover import Recovered
+from quantlab.records import to_plain
+from quantlab.recovery.artifact import load_recovery, recovery_files, remove_recovery, save_recovery
+from quantlab.recovery.recover import Recovered, recover
 from quantlab.recovery.result import Recovery
 
 sys.path.append(str(Path(__file__).parents[1] / "cli"))
@@ -51,7 +64,14 @@ def test_round_trip(made: tuple[Prepared, CalibrationTable, Recovered], tmp_path
         "tensorrt", "mse", ("equalize", "round"), saved.sha256,
     )  # fmt: skip
     assert (found.model.path, found.model.sha256) == (prepared.model.path, prepared.model.sha256)
-    assert found.model.proto.graph == recovered.state.model.proto.graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.model.proto.graph.initializer}
+    for tensor in recovered.state.model.proto.graph.initializer:
+        rounded = recovered.state.rounded.get(tensor.name)
+        expected = (
+            numpy_helper.to_array(tensor) if rounded is None else rounded.values()
+        )  # for a layer that is excluded
+        np.testing.assert_array_equal(stored[tensor.name], expected)
+    assert list(found.model.proto.graph.node) == list(recovered.state.model.proto.graph.node)
     assert found.table == dataclasses.replace(recovered.state.table, recovered=("equalize", "round"))
     assert found.rounded.keys() == recovered.state.rounded.keys() == {"w1"}
     mine, theirs = found.rounded["w1"], recovered.state.rounded["w1"]
@@ -112,3 +132,91 @@ def test_it_belongs_to_one_calibration_of_one_model(
         load_recovery(tmp_path / "recovered", prepared, table)
     assert caught.value.got != caught.value.expected
     assert "--recovered ignore" in str(caught.value.hint)
+
+
+def test_removal_touches_a_recovery_alone_and_takes_its_marker_last(
+    made: tuple[Prepared, CalibrationTable, Recovered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, table, recovered = made
+    folder = tmp_path / "recovered"
+    folder.mkdir()
+    (folder / "model.onnx").write_text("mine")
+    remove_recovery(folder)
+    assert (folder / "model.onnx").read_text() == "mine"
+    (folder / "model.onnx").unlink()
+    save_recovery(folder, recovered, prepared, table, TENSORRT)
+    removed: list[str] = []
+    monkeypatch.setattr("quantlab.recovery.artifact.remove_file", lambda path: removed.append(path.name))
+    remove_recovery(folder)
+    assert sorted(removed) == sorted(path.name for path in folder.iterdir()) and removed[-1] == "recovery.json"
+    monkeypatch.undo()
+    remove_recovery(folder)
+    assert not folder.exists()
+
+
+def test_a_failed_recovery_leaves_nothing(
+    made: tuple[Prepared, CalibrationTable, Recovered], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it had written by then, and though there is no marker yet."""
+    prepared, table, recovered = made
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quantlab.recovery.artifact._save_weights", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_recovery(tmp_path / "recovered", recovered, prepared, table, TENSORRT)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_a_recovery_says_what_it_was_made_for(n: int, made: tuple[Prepared, CalibrationTable, Recovered]) -> None:
+    """Also where there were too few samples for a step."""
+    prepared, table, _ = made
+    dataset, _ = open_data(prepared.model, DataRequest(f"random:{n}"), Silent())
+    settings = RecoverSettings(("bias",), TENSORRT, 1, exclude=("head",))
+    recovered = recover(prepared, dataset, table, settings, Silent())
+    assert bool(recovered.degradations) == (n == 4)
+    assert (recovered.target, recovered.table_sha256, recovered.exclude) == ("tensorrt", table.sha256, ("head",))
+
+
+@pytest.mark.parametrize("what", ["target", "calibration table"])
+def test_it_is_written_for_what_it_was_made_for(
+    what: str, made: tuple[Prepared, CalibrationTable, Recovered], tmp_path: Path
+) -> None:
+    prepared, table, recovered = made
+    target = TENSORRT
+    if what == "target":
+        target, values = TARGETS["onnxruntime"], ("onnxruntime", "tensorrt")
+    else:
+        original, table = table, dataclasses.replace(table, n_samples=7)
+        values = (table.sha256, original.sha256)
+    with pytest.raises(ConfigError, match=f"for another {what}") as caught:
+        write_calibration(tmp_path / "out", prepared, table, {}, target, recovered=recovered)
+    assert (caught.value.got, caught.value.expected) == values
+    assert not (tmp_path / "out").exists()
+
+
+def test_excluded_layers_stay_excluded(made: tuple[Prepared, CalibrationTable, Recovered], tmp_path: Path) -> None:
+    """In the file that calibration writes and in engines, which name none themselves."""
+    prepared, table, recovered = made
+    left = dataclasses.replace(recovered, exclude=("head",))
+    files = write_calibration(tmp_path, prepared, table, {}, TENSORRT, recovered=left)
+    result = files.recovery()
+    assert result is not None and result.exclude == ("head",)
+    found = load_recovery(files.recovered, prepared, table)
+    variant = Variant(prepared, "onnxruntime", Precision.INT8, TENSORRT, table, recovery=found)
+    graph = quantized_graph(variant)
+    assert graph.excluded == ("head",)
+    assert graph.proto.graph == load_model(files.qdq).proto.graph
+
+
+def test_the_hash_of_a_table_without_recovery_is_that_of_earlier_versions(
+    made: tuple[Prepared, CalibrationTable, Recovered],
+) -> None:
+    """They knew no recovery, and engines and caches of theirs name it."""
+    _, table, _ = made
+    plain = to_plain(table)
+    assert plain.pop("recovered") == []
+    assert table.sha256 == canonical_sha256(plain)
+    assert dataclasses.replace(table, recovered=("round",)).sha256 != table.sha256

@@ -60,7 +60,7 @@ def _chain(net: Net) -> str:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Made:
     net = Net(3, 8, 8)
-    return _prepare(tmp_path_factory.mktemp("chain"), net.model(_chain(net)))
+    return _prepare(tmp_path_factory.mktemp("chain"), net.model(_chain(net)), 256)
 
 
 @pytest.mark.parametrize("target", [TENSORRT, ONNXRUNTIME], ids=lambda target: target.name)
@@ -74,8 +74,8 @@ def test_rounding_gains_on_samples_that_it_has_not_seen(chain: Made, target: Tar
     assert step.change_db is not None
     assert step.change_db.low <= step.after_db - step.before_db <= step.change_db.high
     assert found.record.end_db == pytest.approx(step.after_db)
-    assert found.record.n_check == 12
-    assert found.record.n_fit == 36
+    assert found.record.n_check == 64
+    assert found.record.n_fit == 192
     assert found.state.target is not None
     assert len(found.state.rounded) == 4
 
@@ -266,3 +266,56 @@ def test_steps_by_name(text: str, steps: tuple[str, ...]) -> None:
 def test_steps_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="no recovery step"):
         parse_steps(text)
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (1,)], ids=["row", "scalar"])
+def test_a_bias_that_is_no_vector_is_not_learned_into_the_weight(shape: tuple[int, ...], tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    x = net.add("Flatten", net.add("Relu", net.add("Conv", "x", net.normal(16, 3, 3, 3))))
+    out = net.add("Gemm", x, net.normal(576, 16), net.const(np.full(shape, 5.0)))
+    found = _recover(_prepare(tmp_path, net.model(out)), "round")
+    (step,) = found.record.steps
+    assert any("attributes or shapes" in note for note in step.notes)
+    assert step.changed == ("Conv_0",)
+
+
+def test_an_output_that_nothing_quantized_reaches_hides_no_gain(tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    out = _chain(net)
+    exact = net.add("Mul", "x", net.const(2.0))
+    found = _recover(_prepare(tmp_path, net.model(out, exact), 256), "round")
+    assert found.record.steps[0].kept
+    assert np.isfinite(found.record.end_db)
+
+
+def test_a_dead_channel_leaves_the_other_groups_their_scale(tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    weight = net.rng.standard_normal((16, 1, 3, 3))
+    weight[5] = 0.0
+    x = net.add("Relu", net.add("Conv", "x", net.normal(16, 3, 1, 1)))
+    out = net.add("ConvTranspose", x, net.const(weight), group=16)
+    made = _prepare(tmp_path, net.model(out))
+    found = _recover(made, "round")
+    rounded = next(weight for weight in found.state.rounded.values() if weight.codes.shape == (16, 1, 3, 3))
+    assert rounded.scales.max() < 0.1
+    assert np.abs(rounded.values() - weight).max() < 2 * rounded.scales.max() + 0.3
+
+
+def test_folders_of_others_are_left(chain: Made, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / ("a" * 24) / "layers").mkdir(parents=True)
+    _recover(chain, "bias", folder=tmp_path)
+    assert (tmp_path / "thesis").is_dir()
+    assert not (tmp_path / ("a" * 24)).exists(), "an earlier recovery's, by its name and what is in it"
+
+
+def test_a_fixed_batch_is_filled_with_different_samples(tmp_path: Path) -> None:
+    net = Net(3, 8, 8)
+    proto = net.model(_chain(net))
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    made = _prepare(tmp_path, proto, 256)
+    found = _recover(made, "round")
+    assert made[0].fixed_batch == 5
+    assert found.record.steps[0].kept

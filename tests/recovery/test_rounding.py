@@ -41,7 +41,7 @@ def test_is_near_the_best_codes(seed: int) -> None:
     hessian = damped(hessian, 1e-3)
     found = output_error(weight, round_second_order(weight, scales, hessian) * scales[:, :, None], hessian).sum()
     nearest = output_error(weight, np.rint(weight / scales[:, :, None]) * scales[:, :, None], hessian).sum()
-    every = np.array(list(itertools.product(range(-4, 5), repeat=4)), float) * scales[0, 0] - weight[0]
+    every = np.array(list(itertools.product(range(-9, 10), repeat=4)), float) * scales[0, 0] - weight[0]
     best = np.einsum("rk,kl,rl->r", every, hessian[0], every).min()
     assert best - 1e-12 <= found <= nearest + 1e-12
 
@@ -106,3 +106,13 @@ def test_sums_equal_float64_and_do_not_lose_to_large_means() -> None:
     assert found.loss(weight, bias) == pytest.approx(float((error**2).mean(1).sum()), rel=1e-4)
     with pytest.raises(ValueError, match="no rows"):
         Sums().moments()
+
+
+def test_means_need_no_products() -> None:
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.standard_normal((3, 50, 2)).astype(np.float32)
+    sums = Sums(second=False)
+    sums.add(x[:, :20], y[:, :20], 0)
+    sums.add(x[:, 20:], y[:, 20:], 1)
+    for found, expected in zip(sums.means(), (x, y), strict=True):
+        np.testing.assert_allclose(found, expected.mean(1, dtype=np.float64), atol=1e-6)

@@ -57,7 +57,7 @@ def context(feed: Feed, shares: Mapping[str, float] | None = None) -> Context:
 
 
 def propose(net: Net, *outputs: str, shares: Mapping[str, float] | None = None) -> tuple[State, Proposals, Feed]:
-    feed = net.feed(16)
+    feed = net.feed(192)
     state = state_of(net.model(*outputs), ArrayObservations(feed))
     return state, Spare().propose(state, context(feed, shares)), feed
 
@@ -144,7 +144,7 @@ class TestExactness:
     def test_behind_shift(self, pads: int) -> None:
         """A dead channel is -c then, and so is the border: it takes a copy all the same."""
         net, output = depthwise_net(pads=pads, silent=0.0)
-        feed = net.feed(16)
+        feed = net.feed(192)
         observations = ArrayObservations(feed)
         state = state_of(net.model(output), observations)
         (*_, shifted) = Shift().propose(state, context(feed)).proposals
@@ -248,8 +248,21 @@ class TestLeftAlone:
 @pytest.mark.tensorrt_rtx
 def test_tensorrt_builds_shifted_copies() -> None:
     net, output = depthwise_net(pads=1, silent=0.0)
-    feed = net.feed(16)
+    feed = net.feed(192)
     state = state_of(net.model(output), ArrayObservations(feed))
     (*_, shifted) = Shift().propose(state, context(feed)).proposals
     for proposal in Spare().propose(shifted.state, context(feed)).proposals:
         assert build_engine(proposal.state.quantized(UNLIMITED).proto).size_bytes > 0
+
+
+def test_too_few_samples_to_call_a_channel_dead() -> None:
+    net, output = depthwise_net()
+    feed = net.feed(63)
+    state = state_of(net.model(output), ArrayObservations(feed))
+    found = Spare().propose(state, context(feed))
+    assert not found.proposals
+    assert "63 samples" in found.notes[0]
+
+
+def test_errors_that_are_no_numbers_win_nothing() -> None:
+    assert allocate(np.array([np.nan, 0.0, 0.0]), [1, 2]) == {}

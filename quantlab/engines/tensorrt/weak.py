@@ -122,9 +122,14 @@ class WeakBuild:
 
 
 def weak_recovery(variant: Variant) -> tuple[Degradation, ...]:
-    """That a weakly typed INT8 engine is not made of the recovered model: TensorRT rounds its weights by itself."""
+    """That a weakly typed INT8 engine is not made of the recovered model: TensorRT rounds its weights by itself.
+
+    If no step was kept, there is no such model, and the reason for that is all there is to say.
+    """
     if variant.recovery is None or "INT8" not in _FLAGS[variant.precision]:
         return ()
+    if not variant.recovery.steps:
+        return variant.recovery.degradations
     reason = "TensorRT rounds the weights of a weakly typed network by itself"
     return (recovery_unused(f"{variant.backend} {variant.precision}", reason),)
 
