@@ -20,7 +20,7 @@ Run = Callable[[Arrays], Sequence[NDArray[np.generic]]]
 
 _LARGEST_BATCH, _BATCH_BYTES = 16, 1 << 20
 _TINY = float(np.finfo(np.float64).tiny)
-_EXACT = 1e-12
+EXACT = 1e-12
 """Noise below this share of the signal, 120 dB, is float32's own: an output that nothing quantized reaches."""
 
 
@@ -56,7 +56,7 @@ class Probe:
 
     def sqnr_db(self, noise: NDArray[np.float64]) -> float:
         """SQNR of some noise over all samples, in dB, the mean over the outputs."""
-        total = np.maximum(noise.sum(axis=0), np.maximum(_EXACT * self.signal, _TINY))
+        total = np.maximum(noise.sum(axis=0), np.maximum(EXACT * self.signal, _TINY))
         return float(np.mean(10.0 * np.log10(self.signal / total)))
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.engines.output_noise import Probe, float_outputs
+from quantlab.engines.output_noise import EXACT, Probe, float_outputs
 from quantlab.errors import CalibrationError
 from quantlab.graph.model import Model, open_session
 from quantlab.graph.targets import TargetProfile
@@ -25,8 +25,6 @@ LIKELY = 1.0
 """Standard errors over the samples by which the noise must fall for a step to be kept."""
 
 Floats = NDArray[np.float64]
-_EXACT = 1e-12
-"""See `quantlab.engines.output_noise`."""
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -83,7 +81,7 @@ def change_db(before: Floats, after: Floats, signal: Floats, seed: int = 0) -> t
         return (-math.inf if np.isfinite(before).all() else math.inf), None
 
     def figure(sums: Floats) -> Floats:
-        least = np.maximum(_EXACT * signal, _TINY)
+        least = np.maximum(EXACT * signal, _TINY)
         ratios = np.maximum(sums[:, :outputs], least) / np.maximum(sums[:, outputs:], least)
         return np.asarray(np.mean(10.0 * np.log10(ratios), axis=1))
 
@@ -100,7 +98,7 @@ def falls(before: Floats, after: Floats, signal: Floats) -> float:
         after: The same samples' noise afterwards, (N, O).
         signal: Sum of the outputs' squares, (O,).
     """
-    scale = np.maximum(before.sum(axis=0), np.maximum(_EXACT * signal, _TINY))
+    scale = np.maximum(before.sum(axis=0), np.maximum(EXACT * signal, _TINY))
     differences = ((before - after) / scale).mean(axis=1)
     if not np.isfinite(differences).all():
         return -math.inf
