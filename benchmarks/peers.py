@@ -11,6 +11,7 @@ of the whole process, from start to the written model, imports included and imag
 in the result file at once, and skipped next time unless ``--force``. One that fails stays there with its error.
 
 ``--photos`` is what ``natural_photos.py`` makes, ``--fashion`` the folder of Debian's ``dataset-fashion-mnist``.
+``--add`` takes over the rows of other result files, those of another machine too: each row says where it was taken.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cache
@@ -46,6 +47,12 @@ SEED = 0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 ITERATIONS = ("num_iterations", "adaround")  # what Quark and AIMET call them
+
+PACKAGES = (
+    "quantlab", "onnxruntime", "nvidia-modelopt", "nncf", "openvino", "amd-quark", "aimet-onnx", "onnx", "torch",
+    "numpy",
+)  # fmt: skip
+"""Whose versions a row states, where they are installed."""
 
 Row = dict[str, Any]
 
@@ -187,8 +194,20 @@ def _measured(took: Outcome) -> Row:
     return {"wall_s": round(took.wall_s, 2), "cpu_s": round(took.cpu_s, 2), "peak_mib": round(took.peak_mib)}
 
 
-def markdown(rows: Sequence[Row], versions: Mapping[str, Mapping[str, str]]) -> str:
-    """One table for each model, best SQNR first; failures last, with their error."""
+def machine(threads: int) -> Row:
+    """Where and when a row is taken."""
+    return {
+        "processor": processor_name(), "cpus": available_cpus(), "threads": threads, "system": platform.system(),
+        "python": platform.python_version(), "date": dt.date.today().isoformat(),
+    }  # fmt: skip
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table for each model, best SQNR first; failures last, with their error.
+
+    Seconds and memory are in brackets where a row was taken with another processor, or number of threads, than the rows
+    of quantlab: they do not compare with these.
+    """
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == model]
@@ -198,17 +217,25 @@ def markdown(rows: Sequence[Row], versions: Mapping[str, Mapping[str, str]]) -> 
             "| seconds | CPU s | peak MiB |"
         )
         lines.append("| --- " * 11 + "|")
+        usual = next((place(row) for row in mine if row["peer"] == "quantlab"), None)
         for row in sorted(mine, key=lambda row: -_sqnr(row)):
-            lines.append("| " + " | ".join(_cells(row)) + " |")
-    names = ("onnxruntime", "nvidia-modelopt", "nncf", "openvino", "amd-quark", "aimet-onnx", "onnx", "torch", "numpy")
-    for peer, found in versions.items():
-        shown = ", ".join(f"{name} {found[name]}" for name in ("quantlab", *names) if name in found)
-        lines += ["", f"{peer}: {shown}."] if shown else []
-    return "\n".join(lines).lstrip("\n") + "\n"
+            lines.append("| " + " | ".join(_cells(row, usual)) + " |")
+    installed = {
+        f"{row['peer']}: " + ", ".join(f"{name} {version}" for name, version in row["versions"].items()): None
+        for row in rows
+    }
+    return "\n".join([*lines, *(line for one in installed for line in ("", f"{one}."))]).lstrip("\n") + "\n"
 
 
-def _cells(row: Row) -> list[str]:
+def place(row: Row) -> tuple[str, int]:
+    """What seconds depend on."""
+    return row["machine"]["processor"], row["machine"]["threads"]
+
+
+def _cells(row: Row, usual: tuple[str, int] | None) -> list[str]:
     took = [f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['peak_mib']:,}"]
+    if place(row) != usual:
+        took = [f"({value})" for value in took]
     head = [row["peer"], row["configuration"], str(row["images"])]
     if row["error"]:
         error = row["error"].replace("|", "\\|")
@@ -230,7 +257,7 @@ def read(path: Path) -> dict[str, Any]:
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return found
-    return {"machine": {}, "versions": {}, "rows": []}
+    return {"rows": []}
 
 
 def with_row(document: dict[str, Any], row: Row) -> dict[str, Any]:
@@ -263,6 +290,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="of learned rounding at most, for a quick try")
     parser.add_argument("--force", action="store_true", help="run finished ones again")
     parser.add_argument("-o", "--output", type=Path, help="JSON of results; default peers.json in the work folder")
+    parser.add_argument("--add", nargs="+", type=Path, default=[], metavar="FILE", help="take over rows, and end")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     options = parser.parse_args()
     options.work = options.work.resolve()
@@ -284,10 +312,11 @@ def main() -> None:
         print("\n".join(f"{source.name}/{one.key}" for source, one in wanted))
         return
     output = options.output or options.work / "peers.json"
-    machine = {
-        "processor": processor_name(), "cpus": available_cpus(), "threads": options.threads,
-        "system": platform.system(), "python": platform.python_version(), "date": dt.date.today().isoformat(),
-    }  # fmt: skip
+    for file in options.add:
+        for row in read(file)["rows"]:
+            save(output, with_row(read(output), row))
+    if options.add:
+        wanted = []
     versions: dict[str, dict[str, str]] = {}
     pythons: dict[str, Path] = {}
     for number, (source, one) in enumerate(wanted, 1):
@@ -301,13 +330,13 @@ def main() -> None:
             continue
         if one.peer not in pythons:
             pythons[one.peer], versions[one.peer] = environment_of(one.peer, options.work)
-        row = {"model": source.name, **run_one(one, pythons[one.peer], material, facts, options)}
-        document = with_row(read(output), row)
-        save(output, {**document, "machine": machine, "versions": {**document["versions"], **versions}})
+        shown = {name: versions[one.peer][name] for name in PACKAGES if name in versions[one.peer]}
+        taken = {"machine": machine(options.threads), "versions": shown}
+        row = {"model": source.name, **run_one(one, pythons[one.peer], material, facts, options), **taken}
+        save(output, with_row(read(output), row))
         words = row["error"] or f"{_sqnr(row):.2f} dB, {row['agreement_pct'][0]:.2f} %, {row['graph']['rules']}"
         print(f"{label}: {words}; {row['wall_s']:.1f} s, {row['peak_mib']:,} MiB", flush=True)
-    document = read(output)
-    text = markdown(document["rows"], document["versions"])
+    text = markdown(read(output)["rows"])
     if options.markdown:
         write_text(options.markdown, text)
     print(text)

@@ -47,9 +47,12 @@ class Probe:
         """Samples."""
         return sum(self.sizes)
 
-    def noise(self, run: Run, start: int = 0, stop: int | None = None) -> NDArray[np.float64]:
-        """Sum of squared differences by sample and output for the batches ``start`` to ``stop``, (N, O)."""
-        values = self.pool.map(run, self.feeds[start:stop])
+    def noise(self, run: Run, start: int = 0, stop: int | None = None, *, pooled: bool = True) -> NDArray[np.float64]:
+        """Sum of squared differences by sample and output for the batches ``start`` to ``stop``, (N, O).
+
+        The pool runs them if ``pooled``; the pool's own workers, who must not wait for each other, run them themselves.
+        """
+        values = (self.pool.map if pooled else map)(run, self.feeds[start:stop])
         rows = zip(values, self.references[start:stop], self.sizes[start:stop], strict=True)
         found = [_noise(value, reference, size) for value, reference, size in rows]
         return np.concatenate(found) if found else np.zeros((0, len(self.signal)))

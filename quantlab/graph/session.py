@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from quantlab.errors import ModelError, QuantlabError
@@ -103,7 +104,9 @@ def open_proto(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    data = serialized(proto, error, name) + _further_outputs(proto, outputs or ())
+    data = serialized(proto, error, name)
+    if outputs:
+        data += _further_outputs(proto, outputs)
     chosen = [provider if isinstance(provider, str) else (provider[0], dict(provider[1])) for provider in providers]
     try:
         return onnxruntime.InferenceSession(
@@ -135,15 +138,18 @@ def serialized(proto: ModelProto, error: type[QuantlabError], name: str) -> byte
     Raises:
         QuantlabError: Of type ``error``, if the model with its inline weights reaches 2 GiB.
     """
-    size = proto.ByteSize()
-    if size > _SESSION_BYTES:
+    try:
+        data = bytes(proto.SerializeToString())
+    except EncodeError:  # past 2 GiB; asking for the size beforehand takes eight times as long as writing
+        data = None
+    if data is None or len(data) > _SESSION_BYTES:
         raise error(
             f"{name} is too large for one protobuf message",
-            got=f"{size:,} bytes",
+            got=f"{len(data):,} bytes" if data is not None else "more than 2 GiB",
             expected=f"at most {_SESSION_BYTES:,}",
             hint="save it with external data first",
         )
-    return bytes(proto.SerializeToString())
+    return data
 
 
 def _further_outputs(proto: ModelProto, outputs: Sequence[str]) -> bytes:

@@ -47,27 +47,30 @@ def diagnose(
     n = _batches(probe)
 
     def noise(proto: ModelProto, first: int | None = None) -> NDArray[np.float64]:
-        return run_noise(state.model.with_proto(proto), probe, first=first, config=dict(PLAIN_PAIRS))
+        model = state.model.with_proto(proto)
+        return run_noise(model, probe, first=first, config=dict(PLAIN_PAIRS), pooled=first is None)
 
     whole = probe.sqnr_db(noise(quantized))
     activations = probe.sqnr_db(noise(with_values(quantized, exact)))
     weights = probe.sqnr_db(noise(_without_pairs(quantized, pairs)))
     parts = [("activation", tensor) for tensor in pairs] + [("weight", name) for name in exact]
-    found: dict[tuple[str, str], float] = {}
     exact_graph = with_values(quantized, exact)
     bare = _without_pairs(exact_graph, pairs)
     bare_index = {tensor.name for tensor in bare.graph.initializer}
     stored = {tensor.name: tensor for tensor in quantized.graph.initializer}
-    for kind, name in narrator.track(parts, len(parts), "diagnosing"):
+
+    def made_alone(part: tuple[str, str]) -> float:
+        kind, name = part
         if kind == "activation":
             proto = _without_pairs(exact_graph, {tensor: ends for tensor, ends in pairs.items() if tensor != name})
         elif name in bare_index:
             proto = with_values(bare, {name: numpy_helper.to_array(stored[name])})
         else:
-            continue
-        made_alone = float(np.mean(noise(proto, n).sum(axis=0) / probe.signal))
-        if np.isfinite(made_alone):
-            found[kind, name] = made_alone
+            return np.nan
+        return float(np.mean(noise(proto, n).sum(axis=0) / probe.signal))
+
+    measured = narrator.track(probe.pool.map(made_alone, parts), len(parts), "diagnosing")
+    found = {part: value for part, value in zip(parts, measured, strict=True) if np.isfinite(value)}
     layers = _layer_names(quantized, exact)
     shares = []
     for kind in ("activation", "weight"):

@@ -60,11 +60,18 @@ def noise_of(
     return run_noise(state.model.with_proto(exact), probe, config=dict(PLAIN_PAIRS))
 
 
-def run_noise(model: Model, probe: Probe, *, first: int | None = None, config: dict[str, str] | None = None) -> Floats:
-    """Noise of a graph by sample and output, (N, O); see `noise_of`."""
+def run_noise(
+    model: Model,
+    probe: Probe,
+    *,
+    first: int | None = None,
+    config: dict[str, str] | None = None,
+    pooled: bool = True,
+) -> Floats:
+    """Noise of a graph by sample and output, (N, O); see `noise_of` and `Probe.noise`."""
     session = open_session(model, threads=1, config=config, error=CalibrationError)
     names = float_outputs(session)
-    return probe.noise(lambda feed: session.run(names, dict(feed)), 0, first)
+    return probe.noise(lambda feed: session.run(names, dict(feed)), 0, first, pooled=pooled)
 
 
 def change_db(before: Floats, after: Floats, signal: Floats, seed: int = 0) -> tuple[float, Interval | None]:

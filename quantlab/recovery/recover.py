@@ -153,10 +153,11 @@ def recover(
     held = [sample_id for number, (_, sample_id) in enumerate(entries) if number % 4 == 3][:CHECK]
     learned = [sample_id for _, sample_id in entries if sample_id not in set(held)]
     with ThreadPoolExecutor(settings.threads, thread_name_prefix="recover") as pool:
-        samples = _load(dataset, held, learned[:MOST_FIT])
+        judges, lessons = _load(dataset, held, learned[:MOST_FIT])
         probe_of = _Prober(prepared, pool)
-        check = probe_of(samples[0])
-        search = probe_of(samples[1][:SEARCH])
+        check, search = probe_of(judges), probe_of(lessons[:SEARCH])
+        n_fit, batches = len(lessons), _fit_batches(lessons, prepared.fixed_batch)
+        del judges, lessons  # what is needed of them is in the probes and the batches
         resume = Resume(settings.folder, _key(prepared, dataset, table, settings))
         earlier = resume.steps(prepared)
         if earlier is None:
@@ -171,7 +172,7 @@ def recover(
             settings.target,
             settings.exclude,
             _part(dataset, learned[:MOST_FIT]),
-            _fit_batches(samples[1], prepared.fixed_batch),
+            batches,
             Observed(_part(dataset, learned[:MOST_FIT]), settings.threads),
             activation_shares(diagnosis),
             settings.threads,
@@ -179,7 +180,7 @@ def recover(
             resume,
         )
         run = _Run(State(prepared, table), state, context, check, search, diagnosis, records, resume)
-        return _bound(run.through(steps, len(samples[1]), default=settings.steps == STEP_NAMES), table, settings)
+        return _bound(run.through(steps, n_fit, default=settings.steps == STEP_NAMES), table, settings)
 
 
 def _bound(made: Recovered, table: CalibrationTable, settings: RecoverSettings) -> Recovered:

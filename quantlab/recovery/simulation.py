@@ -145,7 +145,8 @@ class Walk:
         size = sum(value.nbytes for value in first.values()) * len(self.cut)
         if size > max(limit_bytes, sum(v.nbytes for batch in self.cut for v in batch.values())):
             return False
-        self.cut = list(self.run(border))
+        for number, values in enumerate(self.run(border)):
+            self.cut[number] = values  # the batch before the cut goes, so that there are never two cuts
         return True
 
     def depends(self, tensor: str, unsettled: Collection[str]) -> bool:

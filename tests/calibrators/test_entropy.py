@@ -50,7 +50,7 @@ def published(counts: list[float], levels: int, only: int | None = None) -> list
 
 COUNTS = st.one_of(
     hnp.arrays(np.float64, st.integers(8, 60), elements=st.integers(0, 5).map(float)),
-    hnp.arrays(np.float64, st.integers(8, 60), elements=st.floats(0, 1e6).map(lambda x: x if x > 1e-3 else 0.0)),
+    hnp.arrays(np.float64, st.integers(8, 60), elements=st.floats(0, 1e6).map(lambda x: x if x >= 1.0 else 0.0)),
     hnp.arrays(np.float64, st.integers(8, 60), elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, 1e9])),
 ).filter(lambda counts: counts.sum() > 0)
 
