@@ -11,30 +11,32 @@ from typing import TypeVar
 
 T = TypeVar("T")
 CHUNK = 8
-"""Samples a task takes: amortises the hand-over of small images, bounds the memory of large ones."""
+"""Indices a task takes if not told else: amortises the hand-over of small images, bounds the memory of large ones."""
 
 
-def map_ahead(work: Callable[[int], T], indices: Sequence[int], threads: int) -> Generator[T, None, None]:
+def map_ahead(
+    work: Callable[[int], T], indices: Sequence[int], threads: int, *, chunk: int = CHUNK
+) -> Generator[T, None, None]:
     """Results of ``work`` for each index, in order.
 
     At most ``threads * 2`` chunks are in flight or waiting, whatever the number of indices. When the consumer stops
     early or is interrupted, waiting work is cancelled and the threads have ended before this returns. An exception
     in ``work`` is raised when the results before its chunk have been given.
     """
-    chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
+    chunks = (indices[start : start + chunk] for start in range(0, len(indices), chunk))
     executor = ThreadPoolExecutor(threads, thread_name_prefix="quantlab-data")
     pending: deque[Future[list[T]]] = deque()
     stop = threading.Event()
 
-    def run(chunk: Sequence[int]) -> list[T]:
-        return [work(index) for index in chunk if not stop.is_set()]
+    def run(part: Sequence[int]) -> list[T]:
+        return [work(index) for index in part if not stop.is_set()]
 
     try:
-        for chunk in islice(chunks, threads * 2):
-            pending.append(executor.submit(run, chunk))
+        for part in islice(chunks, threads * 2):
+            pending.append(executor.submit(run, part))
         while pending:
             results = pending.popleft().result()
-            pending.extend(executor.submit(run, chunk) for chunk in islice(chunks, 1))
+            pending.extend(executor.submit(run, part) for part in islice(chunks, 1))
             yield from results
     finally:
         stop.set()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,18 +93,15 @@ class Layout:
             moved = np.swapaxes(x, -1, -2) if self.transposed_input else x
             return np.asarray(moved.reshape(-1, moved.shape[-1])[positions][None])
         taps, sizes, padded = self._padded(x)
-        spatial = np.unravel_index(positions, (x.shape[0], *sizes))
+        sample, *at = np.unravel_index(positions, (x.shape[0], *sizes))
         step = self.strides if self.op_type == "Conv" else (1,) * len(sizes)
-        patches = np.empty((len(positions), x.shape[1], math.prod(taps)), np.float32)
-        for number, tap in enumerate(np.ndindex(*taps)):
-            where = tuple(
-                at * stride + offset * dilation
-                for at, stride, offset, dilation in zip(spatial[1:], step, tap, self.dilations, strict=True)
-            )
-            indices: tuple[Any, ...] = (spatial[0], slice(None), *where)
-            patches[:, :, number] = padded[indices]
-        split = patches.reshape(len(positions), self.groups, -1)
-        return np.ascontiguousarray(split.transpose(1, 0, 2))
+        shape = (x.shape[0], *padded.shape[2:])
+        first = np.ravel_multi_index((sample, *(i * stride for i, stride in zip(at, step, strict=True))), shape)
+        across = [np.arange(tap) * dilation for tap, dilation in zip(taps, self.dilations, strict=True)]
+        further = np.ravel_multi_index((np.zeros(taps, np.int64), *np.meshgrid(*across, indexing="ij")), shape)
+        patches = _by_channel(padded, (first[:, None] + further.reshape(1, -1)).reshape(-1))
+        split = patches.reshape(self.groups, -1, len(positions), math.prod(taps))
+        return np.ascontiguousarray(split.transpose(0, 2, 1, 3)).reshape(self.groups, len(positions), -1)
 
     def outputs(self, y: FloatArray, positions: NDArray[np.int64]) -> FloatArray:
         """Values that the layer makes of these rows, (G, R, N).
@@ -117,10 +113,8 @@ class Layout:
         if not self.strides:
             moved = np.swapaxes(y, -1, -2) if self.transposed_output else y
             return np.asarray(moved.reshape(-1, moved.shape[-1])[positions][None])
-        spatial = np.unravel_index(positions, (y.shape[0], *y.shape[2:]))
-        indices: tuple[Any, ...] = (spatial[0], slice(None), *spatial[1:])
-        values = y[indices]
-        return np.ascontiguousarray(values.reshape(len(positions), self.groups, -1).transpose(1, 0, 2))
+        values = _by_channel(y, positions).reshape(self.groups, -1, len(positions))
+        return np.ascontiguousarray(values.transpose(0, 2, 1))
 
     def n_rows(self, y_shape: Sequence[int]) -> int:
         """Rows that an output of a shape is made of."""
@@ -151,6 +145,19 @@ class Layout:
             (size - span - 1) // stride + 1 for size, span, stride in zip(x.shape[2:], spans, strides, strict=True)
         )
         return taps, outputs, x
+
+
+def _by_channel(x: FloatArray, positions: NDArray[np.int64]) -> FloatArray:
+    """Values of a tensor (N, C, ...) at flat positions among those of a channel, (C, P).
+
+    Of many positions, one channel after the other, whose values lie together: several times as fast as all channels of
+    a position at once.
+    """
+    flat = x.reshape(*x.shape[:2], -1)
+    if len(positions) < x.shape[0] * flat.shape[2]:
+        sample, at = np.divmod(positions, flat.shape[2])
+        return np.asarray(flat[sample, :, at].T)
+    return np.take(np.ascontiguousarray(flat.transpose(1, 0, 2)).reshape(x.shape[1], -1), positions, axis=1)
 
 
 def layout_of(layer: Layer, weight_shape: tuple[int, ...]) -> Layout | None:

@@ -22,6 +22,7 @@ from quantlab.errors import ConfigError
 from quantlab.graph.checks import has_qdq
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.targets import TargetProfile
+from quantlab.memory import release_memory
 from quantlab.progress import Narrator
 from quantlab.recovery.bias import Bias
 from quantlab.recovery.diagnosis import activation_shares, diagnose
@@ -50,7 +51,7 @@ LEAST = 8
 MOST_FIT = 256
 """Samples at most that steps learn from."""
 
-_FIT_BATCH, _FIT_BYTES = 8, 192 << 20
+_FIT_BATCH, _FIT_BATCH_BYTES, _FIT_BYTES = 8, 5 << 18, 192 << 20
 _LITTLE = 0.02
 """Share of the whole noise below which steps for that kind of noise are not run by default."""
 _WORTH_DB = 0.25
@@ -158,6 +159,7 @@ def recover(
         check, search = probe_of(judges), probe_of(lessons[:SEARCH])
         n_fit, batches = len(lessons), _fit_batches(lessons, prepared.fixed_batch)
         del judges, lessons  # what is needed of them is in the probes and the batches
+        release_memory()
         resume = Resume(settings.folder, _key(prepared, dataset, table, settings))
         earlier = resume.steps(prepared)
         if earlier is None:
@@ -230,6 +232,7 @@ class _Run:
             reason = self._unneeded(step) if default else None
             by = Judged.ACTIVATIONS if step.name in by_activations else Judged.BOTH
             made = self._skipped(step, reason) if reason is not None else self._run(step, by)
+            release_memory()
             self.records = (*self.records, made)
             self.resume.keep_step(self.diagnosis, self.records, self.state)
             self.context.narrator.say(described_step(made))
@@ -345,13 +348,14 @@ def _load(dataset: Dataset, held: Sequence[str], learned: Sequence[str]) -> tupl
 
 
 def _fit_batches(samples: Sequence[Sample], fixed: int | None) -> Sequence[Mapping[str, NDArray[np.generic]]]:
-    """Batches of equal shapes; of a model with a fixed batch, full ones, the last filled with others."""
+    """Small batches of equal shapes; of a model with a fixed batch, full ones, the last filled with others."""
     groups: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
         groups.setdefault(tuple(value.shape for value in sample.inputs.values()), []).append(sample)
-    size = fixed or _FIT_BATCH
     batches = []
     for group in groups.values():
+        bytes_each = max(1, sum(value.nbytes for value in group[0].inputs.values()))
+        size = fixed or max(1, min(_FIT_BATCH, _FIT_BATCH_BYTES // bytes_each))
         for start in range(0, len(group), size):
             part = group[start : start + size]
             if fixed:

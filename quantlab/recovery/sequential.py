@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from quantlab.datasets.lookahead import map_ahead
 from quantlab.graph.index import GraphIndex
 from quantlab.recovery.layout import Layout
 from quantlab.recovery.moments import Sums
@@ -23,7 +24,7 @@ from quantlab.recovery.protocol import Context, State
 from quantlab.recovery.simulation import Arrays, Walk, float_weights
 from quantlab.recovery.spots import Spot, find_spots, own_biases, with_biases
 
-CUT_BYTES = 192 << 20
+CUT_BYTES = 64 << 20
 """Memory for the values of one graph between layers; where they need more, more is computed again."""
 
 _ROWS, _ROWS_AN_INPUT = 8192, 16
@@ -66,6 +67,7 @@ class Sequential:
         self._nodes = {node.name: node for node in self._walk.proto.graph.node}
         self._float_index = GraphIndex(followed.proto.graph)
         self._rest: list[str] = []
+        self._threads = context.threads
 
     def visits(self) -> Iterator[tuple[int, Spot]]:
         """Each layer in turn, with its number. Settle a layer before asking for the next."""
@@ -108,17 +110,20 @@ class Sequential:
     def _sums(self, spot: Spot, layout: Layout, rest: Sequence[str], *, second: bool) -> Sums:
         aim = self._aim(spot, rest)
         read = self._nodes[spot.name].input[1 - spot.slot]
-        quantized = self._walk.run([read, aim.less] if aim.less is not None else [read])
-        sums = Sums(second=second)
+        quantized = self._walk.runner([read, aim.less] if aim.less is not None else [read])
+        exact = self._float.runner([aim.tensor])
         n_batches = len(self._walk.cut)
-        inputs = layout.inputs
-        for number, (ours, theirs) in enumerate(zip(quantized, self._float.run([aim.tensor]), strict=True)):
-            wanted = np.asarray(theirs[aim.tensor], np.float32)
+
+        def rows(number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            ours, wanted = quantized(number), np.asarray(exact(number)[aim.tensor], np.float32)
             if aim.less is not None:
                 wanted = wanted - np.asarray(ours[aim.less], np.float32)
-            positions = _positions(spot, layout, wanted.shape, inputs, number, n_batches)
-            x = layout.rows(np.asarray(ours[read], np.float32), positions)
-            sums.add(x, layout.outputs(wanted, positions), number % 2)
+            positions = _positions(spot, layout, wanted.shape, layout.inputs, number, n_batches)
+            return layout.rows(np.asarray(ours[read], np.float32), positions), layout.outputs(wanted, positions)
+
+        sums = Sums(second=second)
+        for number, (x, y) in enumerate(map_ahead(rows, range(n_batches), self._threads, chunk=1)):
+            sums.add(x, y, number % 2)
         return sums
 
     def _aim(self, spot: Spot, rest: Sequence[str]) -> Aim:

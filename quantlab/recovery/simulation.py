@@ -2,18 +2,20 @@
 
 `Walk` holds the values of a cut through a graph for a fixed set of samples. What a layer reads or makes is computed
 from the cut; once a layer's weight is settled, the cut moves behind it if its values are small enough to be kept.
-Samples are run in batches of one size, whatever the caller's, so that results never depend on that.
+Samples are run in batches of one size, whatever the caller's, so that results never depend on that; several batches at
+once, each on one thread, so that they do not depend on the number of threads either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from quantlab.datasets.lookahead import map_ahead
 from quantlab.errors import CalibrationError
 from quantlab.graph.cleanup import remove_dead
 from quantlab.graph.index import GraphIndex, implicit_inputs
@@ -112,17 +114,18 @@ class Walk:
             return self.values[initializer]
         return tensor_array(self.model, self.index.initializers[initializer])
 
-    def run(self, tensors: Sequence[str]) -> Iterator[dict[str, NDArray[np.generic]]]:
-        """Values of some tensors, batch by batch.
+    def runner(self, tensors: Sequence[str]) -> Callable[[int], dict[str, NDArray[np.generic]]]:
+        """What gives the values of some tensors for a batch, by its number, until the cut moves or a value is put.
 
-        Raises:
-            CalibrationError: If ONNX Runtime fails.
+        It may be called from several threads at once. It raises `CalibrationError` if ONNX Runtime fails.
         """
         wanted = list(dict.fromkeys(tensors))
         stored = [name for name in wanted if name in self.cut[0]]
         computed = [name for name in wanted if name not in self.cut[0]]
         session, fed = self._session(computed) if computed else (None, [])
-        for batch in self.cut:
+
+        def run(number: int) -> dict[str, NDArray[np.generic]]:
+            batch = self.cut[number]
             result = {name: batch[name] for name in stored}
             if session is not None:
                 try:
@@ -130,7 +133,9 @@ class Walk:
                 except Exception as cause:  # onnxruntime's exceptions share no base class
                     raise CalibrationError("the model failed on calibration samples", got=first_line(cause)) from cause
                 result.update(zip(computed, found, strict=True))
-            yield result
+            return result
+
+        return run
 
     def advance(self, unsettled: Collection[str], limit_bytes: int) -> bool:
         """Move the cut as far as it goes before the nodes of these names, if its values fit.
@@ -141,12 +146,15 @@ class Walk:
         border = self._border(frozenset(unsettled))
         if set(border) == set(self.cut[0]):
             return True
-        first = next(self.run(border))
+        run = self.runner(border)
+        first = run(0)
         size = sum(value.nbytes for value in first.values()) * len(self.cut)
         if size > max(limit_bytes, sum(v.nbytes for batch in self.cut for v in batch.values())):
             return False
-        for number, values in enumerate(self.run(border)):
-            self.cut[number] = values  # the batch before the cut goes, so that there are never two cuts
+        self.cut[0] = first
+        later = range(1, len(self.cut))
+        for number, values in zip(later, map_ahead(run, later, self.threads, chunk=1), strict=True):
+            self.cut[number] = values  # in the old one's place, so that there are never two cuts
         return True
 
     def depends(self, tensor: str, unsettled: Collection[str]) -> bool:
@@ -207,7 +215,7 @@ class Walk:
         for name in sorted(needed & self.index.initializers.keys()):
             graph.initializer.append(self._initializer(name))
         session = open_proto(
-            proto, self.model.data_folder, threads=self.threads, optimize=Optimization.ALL, config=PLAIN_PAIRS,
+            proto, self.model.data_folder, threads=1, optimize=Optimization.ALL, config=PLAIN_PAIRS,
             log_severity=4, error=CalibrationError, name=f"a part of model {self.model.name}",
         )  # fmt: skip
         return session, list(fed)
