@@ -44,6 +44,7 @@ from quantlab.harness.environment import available_cpus, package_versions, proce
 SCRIPTS = Path(__file__).resolve().parent / "peers"
 EFFICIENTNET = "efficientnet-lite0"
 SEED = 0
+USUAL = "quantlab/default-s8"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 ITERATIONS = ("num_iterations", "adaround")  # what Quark and AIMET call them
@@ -205,8 +206,8 @@ def machine(threads: int) -> Row:
 def markdown(rows: Sequence[Row]) -> str:
     """One table for each model, best SQNR first; failures last, with their error.
 
-    Seconds and memory are in brackets where a row was taken with another processor, or number of threads, than the rows
-    of quantlab: they do not compare with these.
+    Seconds and memory are in brackets where a row was taken with another processor, or number of threads, than that of
+    `USUAL`: they do not compare with it.
     """
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -217,7 +218,7 @@ def markdown(rows: Sequence[Row]) -> str:
             "| seconds | CPU s | peak MiB |"
         )
         lines.append("| --- " * 11 + "|")
-        usual = next((place(row) for row in mine if row["peer"] == "quantlab"), None)
+        usual = next((place(row) for row in mine if f"{row['peer']}/{row['configuration']}" == USUAL), None)
         for row in sorted(mine, key=lambda row: -_sqnr(row)):
             lines.append("| " + " | ".join(_cells(row, usual)) + " |")
     installed = {
@@ -234,7 +235,7 @@ def place(row: Row) -> tuple[str, int]:
 
 def _cells(row: Row, usual: tuple[str, int] | None) -> list[str]:
     took = [f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['peak_mib']:,}"]
-    if place(row) != usual:
+    if usual is not None and place(row) != usual:
         took = [f"({value})" for value in took]
     head = [row["peer"], row["configuration"], str(row["images"])]
     if row["error"]:
@@ -313,6 +314,8 @@ def main() -> None:
         return
     output = options.output or options.work / "peers.json"
     for file in options.add:
+        if not file.is_file():
+            raise SystemExit(f"{file} is not there")
         for row in read(file)["rows"]:
             save(output, with_row(read(output), row))
     if options.add:

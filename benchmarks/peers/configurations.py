@@ -80,8 +80,9 @@ def _quantlab() -> list[Configuration]:
         for name, steps in RECOVERY.items():
             arguments = {"target": target, "recover": steps}
             rows.append(Configuration("quantlab", f"{name}-{rules}", ALL, arguments))
-        arguments = {"target": target, "recover": "none", "method": "auto"}
-        rows.append(Configuration("quantlab", f"none-auto-{rules}", ALL, arguments))
+        for name in ("none", "default"):
+            arguments = {"target": target, "recover": name, "method": "auto"}
+            rows.append(Configuration("quantlab", f"{name}-auto-{rules}", ALL, arguments))
         arguments = {"target": target, "recover": "default"}
         rows.append(Configuration("quantlab", f"default-few-{rules}", FEW, arguments))
     return rows

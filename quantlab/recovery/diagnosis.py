@@ -7,11 +7,13 @@ in the floating-point graph, on a few samples.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from quantlab.datasets.lookahead import map_ahead
 from quantlab.engines.output_noise import Probe
 from quantlab.graph.cleanup import remove_dead
 from quantlab.graph.targets import TargetProfile
@@ -24,9 +26,12 @@ from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weigh
 _SAMPLES = 16
 """Samples that each part is measured on."""
 
+_MEMORY_BYTES, _COPIES = 1 << 30, 4
+"""Memory for measuring several parts at once, and how often each holds the model's weights."""
+
 
 def diagnose(
-    state: State, target: TargetProfile, exclude: Collection[str], probe: Probe, narrator: Narrator
+    state: State, target: TargetProfile, exclude: Collection[str], probe: Probe, threads: int, narrator: Narrator
 ) -> Diagnosis:
     """Split the loss of a state.
 
@@ -35,6 +40,7 @@ def diagnose(
         target: Rules.
         exclude: Layers that stay in floating point.
         probe: Samples, with the outputs of the FP32 graph.
+        threads: Parts that are measured at once, fewer of large models.
         narrator: Told of progress.
 
     Raises:
@@ -69,8 +75,10 @@ def diagnose(
             return np.nan
         return float(np.mean(noise(proto, n).sum(axis=0) / probe.signal))
 
-    measured = narrator.track(probe.pool.map(made_alone, parts), len(parts), "diagnosing")
-    found = {part: value for part, value in zip(parts, measured, strict=True) if np.isfinite(value)}
+    workers = max(1, min(threads, _MEMORY_BYTES // (_COPIES * max(1, state.model.size_bytes))))
+    with closing(map_ahead(lambda i: made_alone(parts[i]), range(len(parts)), workers, chunk=1)) as results:
+        measured = narrator.track(results, len(parts), "diagnosing")
+        found = {part: value for part, value in zip(parts, measured, strict=True) if np.isfinite(value)}
     layers = _layer_names(quantized, exact)
     shares = []
     for kind in ("activation", "weight"):

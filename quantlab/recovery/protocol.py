@@ -106,7 +106,7 @@ class Context:
         target: Rules of the quantized graph.
         exclude: Names of layers that stay in floating point.
         fit: Samples that the steps learn from; those that judge them are others.
-        batches: Inputs of some of these samples, in batches of one size, by input name.
+        batches: Inputs of some of these samples, in small batches, by input name.
         observations: Looks at activations on these samples.
         shares: Share of the noise at the model's outputs that the quantization of each activation makes alone, by
             tensor; they add up to 1. Empty if it was not measured.

@@ -163,7 +163,7 @@ def recover(
         resume = Resume(settings.folder, _key(prepared, dataset, table, settings))
         earlier = resume.steps(prepared)
         if earlier is None:
-            diagnosis = diagnose(state, settings.target, settings.exclude, search, narrator)
+            diagnosis = diagnose(state, settings.target, settings.exclude, search, settings.threads, narrator)
             records: tuple[StepRecord, ...] = ()
         else:
             (diagnosis, records), state = (earlier[0].diagnosis, earlier[0].records), earlier[1]
@@ -195,7 +195,7 @@ def _key(prepared: Prepared, dataset: Dataset, table: CalibrationTable, settings
     parts = {"graph": prepared.graph_sha256, "table": table.sha256, "target": settings.target.name}
     parts |= {"data": samples_sha256(entry.sha256 for entry in dataset.manifest.entries)}
     parts |= {"steps": "\n".join(settings.steps), "exclude": "\n".join(settings.exclude)}
-    parts |= {"threads": str(settings.threads)}
+    parts |= {"threads": str(settings.threads), "batches": f"{_FIT_BATCH} {_FIT_BATCH_BYTES}"}
     parts |= {package: version(package) for package in ("quantlab", "onnxruntime", "numpy")}
     return canonical_sha256(parts)
 

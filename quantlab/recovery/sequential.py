@@ -21,7 +21,7 @@ from quantlab.graph.index import GraphIndex
 from quantlab.recovery.layout import Layout
 from quantlab.recovery.moments import Sums
 from quantlab.recovery.protocol import Context, State
-from quantlab.recovery.simulation import Arrays, Walk, float_weights
+from quantlab.recovery.simulation import MOST_AT_ONCE, Arrays, Walk, float_weights
 from quantlab.recovery.spots import Spot, find_spots, own_biases, with_biases
 
 CUT_BYTES = 64 << 20
@@ -67,7 +67,7 @@ class Sequential:
         self._nodes = {node.name: node for node in self._walk.proto.graph.node}
         self._float_index = GraphIndex(followed.proto.graph)
         self._rest: list[str] = []
-        self._threads = context.threads
+        self._threads = min(context.threads, MOST_AT_ONCE)
 
     def visits(self) -> Iterator[tuple[int, Spot]]:
         """Each layer in turn, with its number. Settle a layer before asking for the next."""

@@ -2,8 +2,8 @@
 
 `Walk` holds the values of a cut through a graph for a fixed set of samples. What a layer reads or makes is computed
 from the cut; once a layer's weight is settled, the cut moves behind it if its values are small enough to be kept.
-Samples are run in batches of one size, whatever the caller's, so that results never depend on that; several batches at
-once, each on one thread, so that they do not depend on the number of threads either.
+Samples are run in the same small batches whatever the caller's are, so that results never depend on these; several
+batches at once, each on one thread, so that what is computed here does not depend on the number of threads either.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 PLAIN_PAIRS = {"session.disable_quant_qdq": "1"}
 """Session option with which ONNX Runtime computes pairs as they are written, whatever stands around them."""
+
+MOST_AT_ONCE = 8
+"""Batches that are computed at once, whatever the number of threads: each takes the memory of its activations."""
 
 
 def float_weights(model: Model, quantized: ModelProto) -> ModelProto:
@@ -98,7 +101,7 @@ class Walk:
     """
 
     def __init__(self, model: Model, proto: ModelProto, batches: Sequence[Arrays], threads: int) -> None:
-        self.model, self.proto, self.threads = model, proto, threads
+        self.model, self.proto, self.threads = model, proto, min(threads, MOST_AT_ONCE)
         self.index = GraphIndex(proto.graph)
         self.values: dict[str, NDArray[np.generic]] = {}
         self.cut: list[dict[str, NDArray[np.generic]]] = [dict(batch) for batch in batches]
@@ -154,7 +157,7 @@ class Walk:
         self.cut[0] = first
         later = range(1, len(self.cut))
         for number, values in zip(later, map_ahead(run, later, self.threads, chunk=1), strict=True):
-            self.cut[number] = values  # in the old one's place, so that there are never two cuts
+            self.cut[number] = values  # in the old one's place, so that there are not two cuts but for a few batches
         return True
 
     def depends(self, tensor: str, unsettled: Collection[str]) -> bool:

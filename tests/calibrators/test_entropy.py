@@ -48,6 +48,7 @@ def published(counts: list[float], levels: int, only: int | None = None) -> list
     return divergences
 
 
+# Counts of whole values: below 1, beside counts of a million, the sums from the front lose more than 1e-9 of them.
 COUNTS = st.one_of(
     hnp.arrays(np.float64, st.integers(8, 60), elements=st.integers(0, 5).map(float)),
     hnp.arrays(np.float64, st.integers(8, 60), elements=st.floats(0, 1e6).map(lambda x: x if x >= 1.0 else 0.0)),
