@@ -19,14 +19,12 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import math
 import os
 import platform
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cache
@@ -35,6 +33,7 @@ from typing import Any
 
 from peers.configurations import CONFIGURATIONS, ENVIRONMENTS, Configuration
 from peers.material import Facts, Source, prepare_material
+from peers.tables import best_rows, every_row, sqnr
 from peers.watched_process import Limits, Outcome, last_line, run_watched
 
 from quantlab.datasets import SAMPLE_MODELS, sample_data, sample_model
@@ -44,7 +43,6 @@ from quantlab.harness.environment import available_cpus, package_versions, proce
 SCRIPTS = Path(__file__).resolve().parent / "peers"
 EFFICIENTNET = "efficientnet-lite0"
 SEED = 0
-USUAL = "quantlab/default-s8"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 ITERATIONS = ("num_iterations", "adaround")  # what Quark and AIMET call them
@@ -203,56 +201,6 @@ def machine(threads: int) -> Row:
     }  # fmt: skip
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """One table for each model, best SQNR first; failures last, with their error.
-
-    Seconds and memory are in brackets where a row was taken with another processor, or number of threads, than that of
-    `USUAL`: they do not compare with it.
-    """
-    lines = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == model]
-        lines += ["", f"### {model}", ""]
-        lines.append(
-            "| peer | configuration | images | rules | layers | SQNR dB | agreement % (95 %) | top-1 loss pp (95 %) "
-            "| seconds | CPU s | peak MiB |"
-        )
-        lines.append("| --- " * 11 + "|")
-        usual = next((place(row) for row in mine if f"{row['peer']}/{row['configuration']}" == USUAL), None)
-        for row in sorted(mine, key=lambda row: -_sqnr(row)):
-            lines.append("| " + " | ".join(_cells(row, usual)) + " |")
-    installed = {
-        f"{row['peer']}: " + ", ".join(f"{name} {version}" for name, version in row["versions"].items()): None
-        for row in rows
-    }
-    return "\n".join([*lines, *(line for one in installed for line in ("", f"{one}."))]).lstrip("\n") + "\n"
-
-
-def place(row: Row) -> tuple[str, int]:
-    """What seconds depend on."""
-    return row["machine"]["processor"], row["machine"]["threads"]
-
-
-def _cells(row: Row, usual: tuple[str, int] | None) -> list[str]:
-    took = [f"{row['wall_s']:.0f}", f"{row['cpu_s']:.0f}", f"{row['peak_mib']:,}"]
-    if usual is not None and place(row) != usual:
-        took = [f"({value})" for value in took]
-    head = [row["peer"], row["configuration"], str(row["images"])]
-    if row["error"]:
-        error = row["error"].replace("|", "\\|")
-        return [*head, "-", "-", "-", f"failed: {error}", "-", *took]
-    graph = row["graph"]
-    layers = f"{graph['layers_quantized']}/{graph['layers']}" if "layers" in graph else "-"
-    agreement = "{:.2f} ({:.2f} to {:.2f})".format(*row["agreement_pct"])
-    loss = "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["top1_loss_pp"]) if "top1_loss_pp" in row else "-"
-    return [*head, graph["rules"], layers, f"{_sqnr(row):.2f}", agreement, loss, *took]
-
-
-def _sqnr(row: Row) -> float:
-    value = row.get("sqnr_db")
-    return -math.inf if row["error"] or value is None else value
-
-
 def read(path: Path) -> dict[str, Any]:
     """The results so far; read anew each time, so that several of these may run at once."""
     if path.is_file():
@@ -337,9 +285,10 @@ def main() -> None:
         taken = {"machine": machine(options.threads), "versions": shown}
         row = {"model": source.name, **run_one(one, pythons[one.peer], material, facts, options), **taken}
         save(output, with_row(read(output), row))
-        words = row["error"] or f"{_sqnr(row):.2f} dB, {row['agreement_pct'][0]:.2f} %, {row['graph']['rules']}"
+        words = row["error"] or f"{sqnr(row):.2f} dB, {row['agreement_pct'][0]:.2f} %, {row['graph']['rules']}"
         print(f"{label}: {words}; {row['wall_s']:.1f} s, {row['peak_mib']:,} MiB", flush=True)
-    text = markdown(read(output)["rows"])
+    rows = read(output)["rows"]
+    text = f"# The best of each\n\n{best_rows(rows)}\n# Every row\n\n{every_row(rows)}"
     if options.markdown:
         write_text(options.markdown, text)
     print(text)

@@ -29,7 +29,7 @@ ALPHA = 0.025  # on each side: intervals of 95 %
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 SUFFIXES = (".onnx", ".xml", ".bin", ".data")
-UNCHANGED = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+UNCHANGED = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Gather", "Identity")
 
 Array = NDArray[np.generic]
 
