@@ -125,8 +125,9 @@ class _Placer:
         quantized = {layer.name for layer in self.result.layers} | set(self.result.kept)
         self._quantize_skips(quantized)
         self._quantize_joint()
-        if self.target.quantize_outputs:
-            self.result.outputs = self._output_tensors({layer.name for layer in self.result.layers})
+        if self.target.output_ops:
+            ending = (layer for layer in self.result.layers if layer.node.op_type in self.target.output_ops)
+            self.result.outputs = self._output_tensors({layer.name for layer in ending})
         self.result.parameters = share_scales(
             self.result.parameters, self.index, self.target.shared_scale_ops, self.pairs.parameters
         )
@@ -207,8 +208,9 @@ class _Placer:
 
     def _quantize_joint(self) -> None:
         """Quantize both sides of operators that have integer kernels, where every activation has a range."""
+        floating = self._behind_products()
         for position, node in enumerate(self.nodes):
-            if node.op_type not in self.target.joint_ops:
+            if node.op_type not in self.target.joint_ops or any(name in floating for name in node.input):
                 continue
             if any(name in self.index.initializers or not name for name in node.input):
                 continue
@@ -222,11 +224,22 @@ class _Placer:
             if node.output[0] not in self.pairs.behind:
                 self.result.parameters[node.output[0]] = output
 
+    def _behind_products(self) -> set[str]:
+        """Tensors computed from weighted operators whose output stays in floating point, up to the next other one."""
+        found: set[str] = set()
+        for node in self.nodes:
+            if node.op_type in self.target.output_ops:
+                continue
+            if node.op_type in WEIGHTED_OPS or any(name in found for name in node.input):
+                found.update(node.output)
+        return found
+
     def _output_tensors(self, quantized: Collection[str]) -> frozenset[str]:
         """Tensors at which a quantized layer ends: its output, or that of the Relu or Clip which follows alone."""
         ends = set()
+        floating = self._behind_products()
         for node in self.nodes:
-            if node.name not in quantized and node.op_type not in self.target.joint_ops:
+            if node.name not in quantized and (node.op_type not in self.target.joint_ops or node.output[0] in floating):
                 continue
             tensor = node.output[0]
             consumers = self.index.consumers.get(tensor, [])

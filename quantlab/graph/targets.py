@@ -69,8 +69,9 @@ class TargetProfile:
         name: Name on the command line.
         activation: Integer grid of activations; weights are always symmetric per-channel INT8.
         weighted_ops: Operators with a constant weight whose input and weight are quantized.
-        joint_ops: Operators quantized on every input and on the output, so that integer kernels run end to end.
-        quantize_outputs: Whether outputs of weighted operators are quantized too.
+        joint_ops: Operators quantized on every input and on the output, so that integer kernels run end to end, where
+            every input comes from the `output_ops` and not from other weighted operators.
+        output_ops: Weighted operators whose output is quantized too; those of the others stay in floating point.
         skip_ops: Operators that fuse with a residual Add behind them; the Add's other input is quantized then, so that
             the sum can be written in 8 bits.
         free_products: Whether a matrix product may also have its weight first, or two activations.
@@ -85,7 +86,7 @@ class TargetProfile:
     activation: Scheme
     weighted_ops: frozenset[str]
     joint_ops: frozenset[str]
-    quantize_outputs: bool
+    output_ops: frozenset[str]
     skip_ops: frozenset[str]
     free_products: bool
     shared_scale_ops: frozenset[str]
@@ -131,7 +132,7 @@ TENSORRT = TargetProfile(
     activation=INT8_SYMMETRIC,
     weighted_ops=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
     joint_ops=frozenset(),
-    quantize_outputs=False,
+    output_ops=frozenset(),
     skip_ops=frozenset({"Conv", "ConvTranspose"}),
     free_products=True,
     shared_scale_ops=MOVING_OPS,
@@ -153,7 +154,7 @@ ONNXRUNTIME = TargetProfile(
     activation=UINT8_AFFINE,
     weighted_ops=frozenset({"Conv", "Gemm", "MatMul"}),
     joint_ops=frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "MaxPool", "Concat"}),
-    quantize_outputs=True,
+    output_ops=frozenset({"Conv"}),
     skip_ops=frozenset(),
     free_products=False,
     shared_scale_ops=frozenset(),
@@ -161,6 +162,8 @@ ONNXRUNTIME = TargetProfile(
     int8_limits=NO_LIMITS,
     fp8_limits=None,
 )
-"""ONNX Runtime's CPU kernels: UINT8 activations with zero-point, quantized on both sides, INT32 bias."""
+"""ONNX Runtime's CPU kernels: UINT8 activations with zero-point, INT32 bias; convolutions, and what lies between them,
+quantized on both sides. Matrix products give floating-point numbers, for which there are kernels as fast: what follows
+in a transformer (biases, GELU, residual sums) has none that is worth its noise."""
 
 TARGETS = {target.name: target for target in (TENSORRT, ONNXRUNTIME)}

@@ -207,3 +207,18 @@ def _values(proto, feed, *names):  # type: ignore[no-untyped-def]
     del copy.graph.output[:]
     copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     return outputs(copy, feed)
+
+
+class TestOnnxRuntime:
+    """Convolutions and what lies between them in integers from end to end; products give floating-point numbers."""
+
+    def test_behind_products_nothing_is_quantized_but_the_next_layers_inputs(self) -> None:
+        graph = Graph(quantized(transformer(), ONNXRUNTIME)[0].proto)
+        read = {graph.quantized_tensor(name) for node in graph.of_type("MatMul") for name in node.input} - {None}
+        assert len(read) == 4  # of the six products two have no constant weight
+        assert {node.input[0] for node in graph.of_type("QuantizeLinear")} == read
+
+    def test_a_sum_of_convolutions_is_quantized_on_all_sides(self) -> None:
+        graph = Graph(quantized(residual(), ONNXRUNTIME)[0].proto)
+        assert None not in [graph.quantized_tensor(name) for name in graph.named("sum").input]
+        assert "out" in {node.input[0] for node in graph.of_type("QuantizeLinear")}
