@@ -96,9 +96,8 @@ def _count_chunk(
     np.right_shift(bits, np.int32(_SIGN), out=magnitude)  # all ones for negative values
     magnitude &= np.int32(SIDE)
     bucket += magnitude
-    np.add.at(
-        counts, bucket.astype(np.intp), np.uint32(1)
-    )  # of the counts' type: any other takes NumPy 90 times as long
+    one = np.uint32(1)  # of the counts' type: any other takes NumPy 90 times as long
+    np.add.at(counts, bucket.astype(np.intp), one)
     return rows
 
 
