@@ -37,6 +37,7 @@ RECOVERY: Mapping[str, str] = MappingProxyType(
         "round": "round",
         "equalize-round": "equalize,round",
         "smooth-round": "smooth,round",
+        "ranges-round": "ranges,round",
         "shift-round": "shift,round",
         "spare-round": "spare,round",
         "shift-spare-round": "shift,spare,round",

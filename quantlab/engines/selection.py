@@ -6,8 +6,7 @@ samples with its scales as inputs, which makes trying another range a matter of 
 
 1. Every single method is run on `SEARCH` samples; the search starts from the best one.
 2. A sweep in graph order: for each quantized tensor every other method's range is tried, and kept if the error at the
-   outputs falls: in sum, and sample by sample by more than `LIKELY` standard errors. A candidate that is already worse
-   on the first few samples is not run on the others. A sweep that gained much is followed by another.
+   outputs falls (`quantlab.engines.range_search`).
 3. On `CHECK` other samples, models written by the real writer are compared: the sweep's choice is taken only if its
    error is less than the best single method's by `CERTAIN` standard errors, else that method is used for all tensors.
 
@@ -16,22 +15,21 @@ Samples are chosen by their content's hash, so that neither their order nor thei
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
 
 from quantlab.calibrators.methods import AUTO, METHOD_NAMES
-from quantlab.calibrators.quantize import Parameters, parameters
+from quantlab.calibrators.quantize import Parameters, Scheme, parameters
 from quantlab.calibrators.table import AutoChoice, CalibrationTable, TensorEntry
 from quantlab.datasets.dataset import SourceDataset
 from quantlab.datasets.protocol import Dataset, Sample
-from quantlab.engines.output_noise import Probe, Run, float_outputs, make_probe
+from quantlab.engines.output_noise import Probe, float_outputs, make_probe
+from quantlab.engines.range_search import Candidate, Group, RangeSearch, log_falls
 from quantlab.errors import CalibrationError
 from quantlab.graph.model import open_session
 from quantlab.graph.prepare import Prepared
@@ -45,14 +43,9 @@ SEARCH, CHECK = 96, 192
 LEAST = 8
 """Samples below which nothing can be told."""
 
-LIKELY, CERTAIN = 1.0, 2.0
-"""Standard errors over the samples by which the noise must fall: for one tensor's range, and for the whole sweep."""
+CERTAIN = 2.0
+"""Standard errors over the samples by which the noise must fall for the whole search to be taken."""
 
-SWEEPS, WORTH_ANOTHER_DB = 3, 0.5
-"""Sweeps at most, and the gain of one from which on another may gain too."""
-
-_FIRST = 8
-_SAME = 0.01  # scales that differ by less are not told apart
 _MOST_BYTES = 64 << 20
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -84,13 +77,13 @@ def choose_auto(
         singles = [table.with_method(name) for name in METHOD_NAMES]
         searched = {made.method: _written_noise(prepared, made, target, search) for made in singles}
         start = max(METHOD_NAMES, key=lambda name: search.sqnr_db(searched[name]))
-        picks = _Sweep(prepared, table, target, search).improve(start, narrator)
+        picks = _search(prepared, table, target, search, start, narrator)
         chosen = _with_picks(table, target.activation.name, picks, start)
         checked = {made.method: _written_noise(prepared, made, target, check) for made in (*singles, chosen)}
     sqnr = {name: check.sqnr_db(noise) for name, noise in checked.items()}
     both = {name: np.concatenate([searched[name], checked[name]]).sum(axis=0) for name in METHOD_NAMES}
     best = min(METHOD_NAMES, key=lambda name: float(np.log(np.maximum(both[name], _TINY)).sum()))
-    taken = sqnr[AUTO] > sqnr[best] and _falls(checked[best], checked[AUTO]) > CERTAIN
+    taken = sqnr[AUTO] > sqnr[best] and log_falls(checked[best], checked[AUTO]) > CERTAIN
     if not taken:
         chosen = _with_picks(table, target.activation.name, {}, best)
     used = [entry.ranges[target.activation.name][AUTO].picked for entry in chosen.tensors]
@@ -155,122 +148,25 @@ def _written_noise(
     return probe.noise(lambda feed: session.run(names, dict(feed)))
 
 
-class _Sweep:
-    """The quantized graph with its scales as inputs."""
-
-    def __init__(self, prepared: Prepared, table: CalibrationTable, target: TargetProfile, probe: Probe) -> None:
-        self.probe, self.scheme = probe, target.activation
-        self.entries = table.entries()
-        # A bias in INT32 has the input's scale in it, so it could not follow; its own rounding is negligible.
-        rules = replace(target, bias=BiasType.FLOAT)
-        proto = quantize_model(prepared.model, table.with_method(METHOD_NAMES[0]), rules).proto
-        self.groups = _promote_scales(proto)
-        self.session = open_session(prepared.model.with_proto(proto), threads=1, error=CalibrationError)
-        self.outputs = float_outputs(self.session)
-        sizes = np.cumsum(probe.sizes)
-        self.first = int(np.searchsorted(sizes, min(_FIRST, probe.n))) + 1  # batches, and the samples in them
-        self.n_first = int(sizes[self.first - 1])
-
-    def range_of(self, group: _Group, method: str) -> Parameters:
-        """Parameters of a group by a method: those of the widest range, where tensors share a scale."""
-        ranges = [self.entries[name].ranges[self.scheme.name][method] for name in group.tensors]
-        return parameters(min(r.low for r in ranges), max(r.high for r in ranges), self.scheme)
-
-    def run(self, chosen: Mapping[str, Parameters]) -> Run:
-        """Runs the graph with some scales and zero-points."""
-        extra: dict[str, NDArray[np.generic]] = {}
-        for group in self.groups:
-            extra[group.scale] = np.array(chosen[group.scale].scale, np.float32)
-            extra[group.zero] = np.array(chosen[group.scale].zero_point, self.scheme.dtype)
-        return lambda feed: self.session.run(self.outputs, {**feed, **extra})
-
-    def improve(self, start: str, narrator: Narrator) -> dict[str, str]:
-        """Sweep over the tensors while it pays; the method of each, by tensor name."""
-        picks = dict.fromkeys((group.scale for group in self.groups), start)
-        chosen = {group.scale: self.range_of(group, start) for group in self.groups}
-        noise = self.probe.noise(self.run(chosen))
-        for _ in range(SWEEPS):
-            before = self.probe.sqnr_db(noise)
-            for group in narrator.track(self.groups, len(self.groups), "choosing"):
-                noise = self._improve_one(group, picks, chosen, noise)
-            if self.probe.sqnr_db(noise) < before + WORTH_ANOTHER_DB:
-                break
-        return {name: picks[group.scale] for group in self.groups for name in group.tensors}
-
-    def _improve_one(
-        self, group: _Group, picks: dict[str, str], chosen: dict[str, Parameters], noise: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Try every other method for one tensor; what is better goes into ``picks`` and ``chosen``."""
-        tried = [chosen[group.scale]]
-        for method in METHOD_NAMES:
-            candidate = self.range_of(group, method)
-            if any(_alike(candidate, other) for other in tried):
-                continue
-            tried.append(candidate)
-            found = self._better(noise, self.run({**chosen, group.scale: candidate}))
-            if found is not None:
-                noise, chosen[group.scale], picks[group.scale] = found, candidate, method
-        return noise
-
-    def _better(self, noise: NDArray[np.float64], run: Run) -> NDArray[np.float64] | None:
-        """The noise of a candidate, if it is surely less; None if it is not."""
-        first = self.probe.noise(run, 0, self.first)
-        if not _falls(noise[: self.n_first], first) > 0.0:
-            return None
-        found = np.concatenate([first, self.probe.noise(run, self.first)])
-        better = self.probe.sqnr_db(found) > self.probe.sqnr_db(noise) and _falls(noise, found) > LIKELY
-        return found if better else None
+def _search(
+    prepared: Prepared, table: CalibrationTable, target: TargetProfile, probe: Probe, start: str, narrator: Narrator
+) -> dict[str, str]:
+    """Sweep over the tensors from a single method; the method of each, by tensor name."""
+    # A bias in INT32 has the input's scale in it, so it could not follow; its own rounding is negligible.
+    rules = replace(target, bias=BiasType.FLOAT)
+    proto = quantize_model(prepared.model, table.with_method(start), rules).proto
+    search = RangeSearch(prepared.model, proto, target.activation, probe, log_falls)
+    entries = table.entries()
+    candidates = {
+        group.scale: [Candidate(name, _grid(group, entries, name, target.activation)) for name in METHOD_NAMES]
+        for group in search.groups
+    }
+    first = {scale: found[METHOD_NAMES.index(start)] for scale, found in candidates.items()}
+    chosen = search.choose(first, candidates, narrator)
+    return {name: chosen[group.scale].label for group in search.groups for name in group.tensors}
 
 
-def _falls(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """By how many standard errors over the samples the noise falls.
-
-    Its logarithm is compared, sample by sample, so that neither a few hard samples nor a loud output decide alone.
-
-    Args:
-        before: Noise by sample and output, (N, O).
-        after: The same samples' noise with other ranges, (N, O).
-    """
-    falls = np.log(np.maximum(before, _TINY) / np.maximum(after, _TINY)).mean(axis=1)
-    fall = float(falls.sum())
-    error = float(np.std(falls, ddof=1)) * math.sqrt(len(falls)) if len(falls) > 1 else 0.0
-    if error > 0.0:
-        return fall / error
-    return math.copysign(math.inf, fall) if fall else 0.0
-
-
-def _alike(a: Parameters, b: Parameters) -> bool:
-    return abs(a.scale - b.scale) <= _SAME * max(a.scale, b.scale) and a.zero_point == b.zero_point
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Activations that share one scale.
-
-    Attributes:
-        scale: Name of the scale, an input of the graph.
-        zero: Name of the zero-point, an input of the graph.
-        tensors: Names of the activations.
-    """
-
-    scale: str
-    zero: str
-    tensors: tuple[str, ...]
-
-
-def _promote_scales(proto: ModelProto) -> tuple[_Group, ...]:
-    """Make scales and zero-points of the activations' quantizers graph inputs, in place; in graph order."""
-    graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    tensors: dict[tuple[str, str], list[str]] = {}
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] not in stored and not stored[node.input[1]].dims:
-            tensors.setdefault((node.input[1], node.input[2]), []).append(node.input[0])
-    promoted = {name for pair in tensors for name in pair}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in promoted]
-    for scale, zero in tensors:
-        graph.input.append(helper.make_tensor_value_info(scale, TensorProto.FLOAT, []))
-        graph.input.append(helper.make_tensor_value_info(zero, stored[zero].data_type, []))
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    return tuple(_Group(scale, zero, tuple(names)) for (scale, zero), names in tensors.items())
+def _grid(group: Group, entries: Mapping[str, TensorEntry], method: str, scheme: Scheme) -> Parameters:
+    """Parameters of a group by a method: those of the widest range, where tensors share a scale."""
+    ranges = [entries[name].ranges[scheme.name][method] for name in group.tensors]
+    return parameters(min(r.low for r in ranges), max(r.high for r in ranges), scheme)

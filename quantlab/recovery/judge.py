@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.calibrators.quantize import Parameters
 from quantlab.engines.output_noise import EXACT, Probe, float_outputs
 from quantlab.errors import CalibrationError
 from quantlab.graph.model import Model, open_session
 from quantlab.graph.targets import TargetProfile
 from quantlab.recovery.protocol import State
-from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weights, with_values
+from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weights, with_grids, with_values
 from quantlab.statistics.bootstrap import Additive, Resampling, bca, replicate
 from quantlab.statistics.interval import Interval
 
@@ -38,7 +40,12 @@ class Judged(StrEnum):
 
 
 def noise_of(
-    state: State, target: TargetProfile, exclude: Collection[str], probe: Probe, by: Judged = Judged.BOTH
+    state: State,
+    target: TargetProfile,
+    exclude: Collection[str],
+    probe: Probe,
+    by: Judged = Judged.BOTH,
+    grids: Mapping[str, Parameters] = MappingProxyType({}),
 ) -> Floats:
     """Noise of the Q/DQ graph that a state gives, by sample and output, (N, O).
 
@@ -48,14 +55,16 @@ def noise_of(
         exclude: Layers that stay in floating point.
         probe: Samples, with the outputs of the original FP32 graph.
         by: Whether its weights are quantized too.
+        grids: Scales and zero-points of some activations that stand in for its own.
 
     Raises:
         CalibrationError: If ONNX Runtime cannot run the graph.
     """
     made = state.quantized(target, exclude)
+    proto = with_grids(made.proto, grids) if grids else made.proto
     if by is Judged.BOTH:
-        return run_noise(state.model.with_proto(made.proto), probe)
-    plain = float_weights(state.model, made.proto)
+        return run_noise(state.model.with_proto(proto), probe)
+    plain = float_weights(state.model, proto)
     exact = with_values(plain, exact_weights(state.model, plain, {*made.layers, *made.kept}))
     return run_noise(state.model.with_proto(exact), probe, config=dict(PLAIN_PAIRS))
 

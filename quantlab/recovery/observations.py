@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from quantlab.calibrators.extremes import ChannelExtremes
 from quantlab.calibrators.measure import measure_tensor
 from quantlab.calibrators.methods import AUTO, DEFAULT_METHOD, range_methods
-from quantlab.calibrators.quantize import SCHEMES
 from quantlab.calibrators.table import CalibrationTable, TensorEntry
 from quantlab.datasets.protocol import Dataset, Sample
 from quantlab.engines.observation import observe, observed_tensors, run_all
@@ -40,7 +39,7 @@ class Observed:
                 entries.pop(name, None)
                 continue
             made = measure_tensor(name, histogram, methods, non_finite_sample=observation.non_finite.get(name))
-            entries[name] = _with_auto(made) if table.method == AUTO else made
+            entries[name] = _as_picked(made, entries.get(name), table.method)
         return replace(table, tensors=tuple(entries[name] for name in sorted(entries)))
 
     def channels(self, state: State, axes: Mapping[str, int]) -> Mapping[str, ChannelExtremes]:
@@ -60,11 +59,13 @@ class Observed:
         return found
 
 
-def _with_auto(entry: TensorEntry) -> TensorEntry:
-    """An entry that a table of method ``auto`` can hold: what is observed anew takes the default method."""
-    ranges = {
-        scheme: {**by_method, AUTO: replace(by_method[DEFAULT_METHOD], picked=DEFAULT_METHOD)}
-        for scheme, by_method in entry.ranges.items()
-        if scheme in SCHEMES
-    }
+def _as_picked(entry: TensorEntry, earlier: TensorEntry | None, method: str) -> TensorEntry:
+    """An entry that is observed anew, by the method that was picked for its tensor before, if one was."""
+    ranges = {}
+    for scheme, by_method in entry.ranges.items():
+        before = None if earlier is None else earlier.ranges.get(scheme, {}).get(method)
+        picked = (before.picked if before is not None else None) or (DEFAULT_METHOD if method == AUTO else None)
+        if picked is not None:
+            by_method = {**by_method, method: replace(by_method[picked], picked=picked)}
+        ranges[scheme] = by_method
     return replace(entry, ranges=ranges)

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from quantlab.calibrators.extremes import ChannelExtremes
 from quantlab.calibrators.table import CalibrationTable
 from quantlab.datasets.protocol import Dataset
+from quantlab.engines.output_noise import Probe
 from quantlab.graph.model import Model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import Quantized, quantize_model
@@ -107,9 +108,11 @@ class Context:
         exclude: Names of layers that stay in floating point.
         fit: Samples that the steps learn from; those that judge them are others.
         batches: Inputs of some of these samples, in small batches, by input name.
+        search: Some of these samples, with the outputs of the FP32 graph.
         observations: Looks at activations on these samples.
         shares: Share of the noise at the model's outputs that the quantization of each activation makes alone, by
             tensor; they add up to 1. Empty if it was not measured.
+        moving: Whether `shift` is among the steps that follow.
         threads: Workers.
         narrator: Told of progress.
         kept: Keeps finished layers of a step, to go on from after an interruption.
@@ -119,8 +122,10 @@ class Context:
     exclude: tuple[str, ...]
     fit: Dataset
     batches: Sequence[Mapping[str, NDArray[np.generic]]]
+    search: Probe
     observations: Observations
     shares: Mapping[str, float]
+    moving: bool
     threads: int
     narrator: Narrator
     kept: Keeper = field(default_factory=NothingKept)

@@ -30,19 +30,20 @@ from quantlab.recovery.equalize import Equalize
 from quantlab.recovery.judge import LIKELY, Judged, change_db, falls, noise_of
 from quantlab.recovery.observations import Observed
 from quantlab.recovery.protocol import Context, Proposal, State, Step
+from quantlab.recovery.ranges import Ranges
 from quantlab.recovery.record import Diagnosis, RecoveryRecord, StepRecord
 from quantlab.recovery.resume import Resume
 from quantlab.recovery.round import Round
-from quantlab.recovery.shift import Shift
+from quantlab.recovery.shift import Shift, moved_grids
 from quantlab.recovery.smooth import Smooth
 from quantlab.recovery.spare import Spare
 
-STEPS: tuple[Step, ...] = (Equalize(), Smooth(), Shift(), Spare(), Round(), Bias())
+STEPS: tuple[Step, ...] = (Equalize(), Smooth(), Ranges(), Shift(), Spare(), Round(), Bias())
 """All steps, in the order in which they run."""
 
 STEP_NAMES = tuple(step.name for step in STEPS)
 
-SEARCH, CHECK = 64, 128
+SEARCH, CHECK = 128, 128
 """Samples at most: of those that steps learn from, to choose among a step's proposals; and held out, to judge."""
 
 LEAST = 8
@@ -56,7 +57,7 @@ _LITTLE = 0.02
 """Share of the whole noise below which steps for that kind of noise are not run by default."""
 _WORTH_DB = 0.25
 """What a less cautious proposal must gain over one before it."""
-_FOR_ACTIVATIONS = frozenset({"equalize", "smooth", "spare", "shift"})
+_FOR_ACTIVATIONS = frozenset({"equalize", "smooth", "ranges", "shift", "spare"})
 
 
 def parse_steps(text: str) -> tuple[str, ...]:
@@ -175,13 +176,15 @@ def recover(
             settings.exclude,
             _part(dataset, learned[:MOST_FIT]),
             batches,
+            search,
             Observed(_part(dataset, learned[:MOST_FIT]), settings.threads),
             activation_shares(diagnosis),
+            Shift.name in settings.steps,
             settings.threads,
             narrator,
             resume,
         )
-        run = _Run(State(prepared, table), state, context, check, search, diagnosis, records, resume)
+        run = _Run(State(prepared, table), state, context, check, diagnosis, records, resume)
         return _bound(run.through(steps, n_fit, default=settings.steps == STEP_NAMES), table, settings)
 
 
@@ -217,12 +220,11 @@ class _Run:
         state: State,
         context: Context,
         check: Probe,
-        search: Probe,
         diagnosis: Diagnosis,
         records: tuple[StepRecord, ...],
         resume: Resume,
     ) -> None:
-        self.start, self.state, self.context, self.check, self.search = start, state, context, check, search
+        self.start, self.state, self.context, self.check = start, state, context, check
         self.diagnosis, self.records, self.resume = diagnosis, records, resume
 
     def through(self, steps: Sequence[Step], n_fit: int, *, default: bool) -> Recovered:
@@ -251,8 +253,9 @@ class _Run:
         record = RecoveryRecord(records, n_fit, self.check.n, before, after, self.diagnosis)
         return Recovered(state, record, degradations)
 
-    def _noise(self, state: State, probe: Probe, by: Judged) -> NDArray[np.float64]:
-        return noise_of(state, self.context.target, self.context.exclude, probe, by)
+    def _noise(self, state: State, probe: Probe, by: Judged, *, as_moved: bool = False) -> NDArray[np.float64]:
+        grids = moved_grids(state, self.context) if as_moved else {}
+        return noise_of(state, self.context.target, self.context.exclude, probe, by, grids)
 
     def _unneeded(self, step: Step) -> str | None:
         """Why there is nothing for a step to do; None if there is."""
@@ -274,8 +277,10 @@ class _Run:
         if not found.proposals:
             seconds = time.perf_counter() - began
             return StepRecord(step.name, "", False, None, None, None, seconds, (), tuple(found.notes), by)
-        best = self._best(found.proposals, by)
-        before, after = (self._noise(state, self.check, by) for state in (self.state, best.state))
+        best = self._best(found.proposals, by, as_moved=step.name == Ranges.name)
+        before, after = (
+            self._noise(state, self.check, by, as_moved=step.name == Ranges.name) for state in (self.state, best.state)
+        )
         decibels = self.check.sqnr_db(before), self.check.sqnr_db(after)
         kept = decibels[1] > decibels[0] and falls(before, after, self.check.signal) > LIKELY
         notes = tuple(found.notes)
@@ -287,11 +292,12 @@ class _Run:
         seconds = time.perf_counter() - began
         return StepRecord(step.name, best.label, kept, *decibels, interval, seconds, best.changed, notes, by)
 
-    def _best(self, proposals: Sequence[Proposal], by: Judged) -> Proposal:
+    def _best(self, proposals: Sequence[Proposal], by: Judged, *, as_moved: bool) -> Proposal:
         """The most cautious of the proposals that are as good as the best one, or nearly."""
         if len(proposals) == 1:
             return proposals[0]
-        scores = [self.search.sqnr_db(self._noise(proposal.state, self.search, by)) for proposal in proposals]
+        search = self.context.search
+        scores = [search.sqnr_db(self._noise(p.state, search, by, as_moved=as_moved)) for p in proposals]
         return next(p for p, score in zip(proposals, scores, strict=True) if score >= max(scores) - _WORTH_DB)
 
 

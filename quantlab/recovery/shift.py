@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto, helper
 
-from quantlab.calibrators.quantize import INT8_SYMMETRIC, UINT8_AFFINE, parameters
+from quantlab.calibrators.quantize import INT8_SYMMETRIC, UINT8_AFFINE, Parameters, parameters
 from quantlab.calibrators.table import CalibrationTable, TensorEntry, TensorRange
 from quantlab.graph.offsets import (
     Bounded,
@@ -115,6 +115,21 @@ class Shift:
         return Proposals(tuple(proposals), tuple(notes))
 
 
+def moved_grids(state: State, context: Context) -> dict[str, Parameters]:
+    """Grids of INT8 with a zero-point that are those of tensors once they are moved, as far as they are likely to be.
+
+    Empty if this step does not follow, or the target has zero-points.
+    """
+    if not context.moving or not context.target.activation.symmetric:
+        return {}
+    moves, _ = _find_moves(state, context, state.quantized(context.target, context.exclude))
+    return {
+        move.tensor: Parameters(move.step, -round(move.amount / move.step))
+        for move in moves
+        if not (move.pads or move.behind) or not context.shares or move.share >= LARGE_SHARE
+    }
+
+
 def _cost(label: str, moves: Sequence[_Move]) -> str:
     padded, adds = [move for move in moves if move.pads], sum(move.behind for move in moves)
     counts = [move.border_elements for move in padded]
@@ -130,12 +145,12 @@ def affine_step(entry: TensorEntry, table: CalibrationTable) -> tuple[float, flo
     Codes q of UINT8 with zero-point z stand for (q - z) step, codes q - 128 of INT8 for (q - 128) step; so the tensors
     differ by (128 - z) step.
     """
-    if table.method in entry.ranges.get(UINT8_AFFINE.name, {}):
-        chosen = table.range_of(entry, UINT8_AFFINE.name)
+    symmetric, affine = table.range_of(entry, INT8_SYMMETRIC.name), entry.ranges.get(UINT8_AFFINE.name, {})
+    chosen = affine.get(table.method) or affine.get(symmetric.picked or "")
+    if chosen is not None:
         low, high = chosen.low, chosen.high
     else:  # ranges that were imported
-        amax = table.range_of(entry, INT8_SYMMETRIC.name).high
-        low, high = max(entry.minimum, -amax), min(entry.maximum, amax)
+        low, high = max(entry.minimum, -symmetric.high), min(entry.maximum, symmetric.high)
     grid = parameters(low, high, UINT8_AFFINE)
     return grid.scale, (_MIDDLE - grid.zero_point) * grid.scale
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from quantlab.calibrators.quantize import Parameters
 from quantlab.datasets.lookahead import map_ahead
 from quantlab.errors import CalibrationError
 from quantlab.graph.cleanup import remove_dead
@@ -90,6 +91,24 @@ def with_values(proto: ModelProto, values: Mapping[str, NDArray[np.generic]]) ->
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
     return result
+
+
+def with_grids(proto: ModelProto, grids: Mapping[str, Parameters]) -> ModelProto:
+    """A copy of a Q/DQ graph with other scales and zero-points of some activations, where these are theirs alone."""
+    quantizers = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    users: dict[str, set[str]] = {}
+    for node in quantizers:
+        for name in node.input[1:]:
+            users.setdefault(name, set()).add(node.input[0])
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    values: dict[str, NDArray[np.generic]] = {}
+    for node in quantizers:
+        tensor, scale, zero = node.input
+        if tensor in grids and users[scale] == users[zero] == {tensor}:
+            kind = helper.tensor_dtype_to_np_dtype(stored[zero].data_type)
+            values |= {scale: np.array(grids[tensor].scale, np.float32)}
+            values |= {zero: np.array(grids[tensor].zero_point, kind)}
+    return with_values(proto, values)
 
 
 class Walk:

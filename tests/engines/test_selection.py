@@ -10,7 +10,8 @@ from engine_data import MemoryData, calibrated, prepared_cnn, samples
 from onnx import ModelProto, numpy_helper
 
 from quantlab.calibrators import METHOD_NAMES, CalibrationTable
-from quantlab.engines.selection import _falls, choose_auto
+from quantlab.engines.range_search import log_falls
+from quantlab.engines.selection import choose_auto
 from quantlab.errors import CalibrationError
 from quantlab.graph.model import Model, open_session
 from quantlab.graph.prepare import Prepared
@@ -105,12 +106,12 @@ def test_too_few_samples(prepared: Prepared, table: CalibrationTable) -> None:
 
 def test_falls_in_standard_errors() -> None:
     before = np.ones((4, 1))
-    assert _falls(before, before) == 0.0
-    assert _falls(before, before * 0.5) == np.inf
-    assert _falls(before, before * 2.0) == -np.inf
+    assert log_falls(before, before) == 0.0
+    assert log_falls(before, before * 0.5) == np.inf
+    assert log_falls(before, before * 2.0) == -np.inf
     falls = np.array([0.1, 0.3, 0.2, 0.2])
     expected = falls.mean() / (falls.std(ddof=1) / 2)
-    assert _falls(before, np.exp(-falls)[:, None]) == pytest.approx(expected)
+    assert log_falls(before, np.exp(-falls)[:, None]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("value", "what"), [(np.nan, "NaN or infinite"), (0.0, "zero everywhere")])

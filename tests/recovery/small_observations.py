@@ -66,7 +66,7 @@ def context_of(observations: ArrayObservations, target: str = "tensorrt", exclud
     """A context for steps that learn from the observations alone."""
     return Context(
         target=TARGETS[target], exclude=exclude, fit=cast("Any", None), batches=[observations.feed],
-        observations=observations, shares={}, threads=1, narrator=Silent(),
+        search=cast("Any", None), observations=observations, shares={}, moving=True, threads=1, narrator=Silent(),
     )  # fmt: skip
 
 
