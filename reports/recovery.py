@@ -23,8 +23,9 @@ _WHAT: Mapping[str, str] = MappingProxyType(
     {
         "equalize": "ranges of channels made alike",
         "smooth": "outliers moved into weights",
-        "spare": "noisy channels in dead ones",
+        "ranges": "ranges by the noise at the outputs",
         "shift": "one-sided tensors centred",
+        "spare": "noisy channels in dead ones",
         "round": "second-order rounding",
         "bias": "bias correction",
     }

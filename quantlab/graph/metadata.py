@@ -14,7 +14,7 @@ from quantlab.errors import CalibrationError, ConfigError
 RECOVERY_KEY = "quantlab.recovery"
 """Entry that names the steps by which a model was recovered, separated by commas."""
 
-_KEEP_TENSORS = frozenset({"round", "bias"})
+_KEEP_TENSORS = frozenset({"ranges", "round", "bias"})
 
 
 def stated_preprocess(table: CalibrationTable) -> str | None:
