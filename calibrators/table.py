@@ -28,7 +28,7 @@ class TensorRange:
             not counted.
         candidates: Ranges the method compared.
         fallback: Why min-max was used in place of the method; None if it was not.
-        picked: The method whose range this is, where ``auto`` chose it; None for the methods themselves.
+        picked: The method whose range this is, where ``auto`` or a recovery chose it; None for the methods themselves.
     """
 
     low: float

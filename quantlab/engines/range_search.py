@@ -10,12 +10,12 @@ A sweep that gained much is followed by another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from quantlab.calibrators.quantize import Parameters, Scheme
 from quantlab.engines.output_noise import Probe, Run, float_outputs
@@ -36,17 +36,22 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Activations that share one scale.
+    """Activations that have the same scale and zero-point, whatever these are.
 
     Attributes:
-        scale: Name of the scale, an input of the graph.
-        zero: Name of the zero-point, an input of the graph.
-        tensors: Names of the activations.
+        tensors: Names of the activations, in graph order; the first is the group's name.
+        scales: Names of their scales, inputs of the graph.
+        zeros: Names of their zero-points, inputs of the graph.
     """
 
-    scale: str
-    zero: str
     tensors: tuple[str, ...]
+    scales: tuple[str, ...]
+    zeros: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.tensors[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class RangeSearch:
     """A quantized graph with its scales as inputs.
 
     Attributes:
-        groups: Activations with a scale each, in graph order.
+        groups: Activations that have one grid, in graph order.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class RangeSearch:
         scheme: Scheme,
         probe: Probe,
         falls: Falls,
+        sharing: Mapping[str, Collection[str]],
         *,
         hopeless: float = 0.0,
         config: dict[str, str] | None = None,
@@ -92,11 +98,12 @@ class RangeSearch:
             scheme: Grid of its activations.
             probe: Samples, with the outputs of the FP32 graph.
             falls: Tells a better candidate.
+            sharing: Tensors that have the grid of a tensor, itself among them, by tensor; alone where it is missing.
             hopeless: Standard errors on the first samples up to which a candidate is not run on the others.
             config: Session options.
         """
         self.probe, self.scheme, self.falls, self.hopeless = probe, scheme, falls, hopeless
-        self.groups = _promote_scales(proto)
+        self.groups = _promote_scales(proto, sharing)
         self.session = open_session(model.with_proto(proto), threads=1, config=config, error=CalibrationError)
         self.outputs = float_outputs(self.session)
         sizes = np.cumsum(probe.sizes)
@@ -109,20 +116,20 @@ class RangeSearch:
         """Sweep over the groups while it pays.
 
         Args:
-            start: What each group has, by the name of its scale.
+            start: What each group has, by its name.
             candidates: What some of them may have.
             narrator: Told of progress.
 
         Returns:
-            What each group is to have, by the name of its scale.
+            What each group is to have, by its name.
         """
         chosen = dict(start)
-        searched = [group for group in self.groups if candidates.get(group.scale)]
+        searched = [group for group in self.groups if candidates.get(group.name)]
         noise = self.noise(chosen)
         for _ in range(SWEEPS):
             before = self.probe.sqnr_db(noise)
             for group in narrator.track(searched, len(searched), "choosing"):
-                noise = self._improve_one(group, candidates[group.scale], chosen, noise)
+                noise = self._improve_one(group, candidates[group.name], chosen, noise)
             if self.probe.sqnr_db(noise) < before + WORTH_ANOTHER_DB:
                 break
         return chosen
@@ -135,23 +142,23 @@ class RangeSearch:
         """Runs the graph with some scales and zero-points."""
         extra: dict[str, NDArray[np.generic]] = {}
         for group in self.groups:
-            grid = chosen[group.scale].grid
-            extra[group.scale] = np.array(grid.scale, np.float32)
-            extra[group.zero] = np.array(grid.zero_point, self.scheme.dtype)
+            grid = chosen[group.name].grid
+            extra |= dict.fromkeys(group.scales, np.array(grid.scale, np.float32))
+            extra |= dict.fromkeys(group.zeros, np.array(grid.zero_point, self.scheme.dtype))
         return lambda feed: self.session.run(self.outputs, {**feed, **extra})
 
     def _improve_one(
         self, group: Group, candidates: Sequence[Candidate], chosen: dict[str, Candidate], noise: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Try every other range of one group; what is better goes into ``chosen``."""
-        tried = [chosen[group.scale].grid]
+        tried = [chosen[group.name].grid]
         for candidate in candidates:
-            if any(_alike(candidate.grid, other) for other in tried):
+            if any(alike(candidate.grid, other) for other in tried):
                 continue
             tried.append(candidate.grid)
-            found = self._better(noise, self._run({**chosen, group.scale: candidate}))
+            found = self._better(noise, self._run({**chosen, group.name: candidate}))
             if found is not None:
-                noise, chosen[group.scale] = found, candidate
+                noise, chosen[group.name] = found, candidate
         return noise
 
     def _better(self, noise: NDArray[np.float64], run: Run) -> NDArray[np.float64] | None:
@@ -181,26 +188,35 @@ def log_falls(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     return math.copysign(math.inf, fall) if fall else 0.0
 
 
-def _alike(a: Parameters, b: Parameters) -> bool:
+def alike(a: Parameters, b: Parameters) -> bool:
+    """Whether two grids are not told apart."""
     return abs(a.scale - b.scale) <= _SAME * max(a.scale, b.scale) and a.zero_point == b.zero_point
 
 
-def _promote_scales(proto: ModelProto) -> tuple[Group, ...]:
+def _promote_scales(proto: ModelProto, sharing: Mapping[str, Collection[str]]) -> tuple[Group, ...]:
     """Make scales and zero-points of the activations' quantizers graph inputs, in place; in graph order."""
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    tensors: dict[tuple[str, str], list[str]] = {}
+    pairs: dict[str, tuple[str, str]] = {}
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in stored and not stored[node.input[1]].dims:
-            tensors.setdefault((node.input[1], node.input[2]), []).append(node.input[0])
-    promoted = {name for pair in tensors for name in pair}
+            pairs[node.input[0]] = (node.input[1], node.input[2])
+    promoted = dict.fromkeys(name for pair in pairs.values() for name in pair)
     kept = [tensor for tensor in graph.initializer if tensor.name not in promoted]
-    for scale, zero in tensors:
-        graph.input.append(helper.make_tensor_value_info(scale, TensorProto.FLOAT, []))
-        graph.input.append(helper.make_tensor_value_info(zero, stored[zero].data_type, []))
+    for name in promoted:
+        graph.input.append(helper.make_tensor_value_info(name, stored[name].data_type, []))
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    return tuple(Group(scale, zero, tuple(names)) for (scale, zero), names in tensors.items())
+    groups: list[Group] = []
+    left = dict.fromkeys(pairs)
+    while left:
+        first = next(iter(left))
+        together = {first, *sharing.get(first, ())}
+        tensors = tuple(tensor for tensor in left if tensor in together)
+        scales, zeros = zip(*(pairs[tensor] for tensor in tensors), strict=True)
+        groups.append(Group(tensors, scales, zeros))
+        left = dict.fromkeys(tensor for tensor in left if tensor not in together)
+    return tuple(groups)
 
 
-__all__ = ["LIKELY", "Candidate", "Falls", "Group", "RangeSearch", "log_falls"]
+__all__ = ["LIKELY", "Candidate", "Falls", "Group", "RangeSearch", "alike", "log_falls"]

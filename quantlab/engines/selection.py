@@ -31,9 +31,11 @@ from quantlab.datasets.protocol import Dataset, Sample
 from quantlab.engines.output_noise import Probe, float_outputs, make_probe
 from quantlab.engines.range_search import Candidate, Group, RangeSearch, log_falls
 from quantlab.errors import CalibrationError
+from quantlab.graph.index import GraphIndex
 from quantlab.graph.model import open_session
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.qdq import quantize_model
+from quantlab.graph.scales import sharing_groups
 from quantlab.graph.targets import BiasType, TargetProfile
 from quantlab.progress import Narrator
 
@@ -154,16 +156,17 @@ def _search(
     """Sweep over the tensors from a single method; the method of each, by tensor name."""
     # A bias in INT32 has the input's scale in it, so it could not follow; its own rounding is negligible.
     rules = replace(target, bias=BiasType.FLOAT)
-    proto = quantize_model(prepared.model, table.with_method(start), rules).proto
-    search = RangeSearch(prepared.model, proto, target.activation, probe, log_falls)
+    made = quantize_model(prepared.model, table.with_method(start), rules)
+    sharing = sharing_groups(made.tensors, GraphIndex(prepared.model.proto.graph), target.shared_scale_ops)
+    search = RangeSearch(prepared.model, made.proto, target.activation, probe, log_falls, sharing)
     entries = table.entries()
     candidates = {
-        group.scale: [Candidate(name, _grid(group, entries, name, target.activation)) for name in METHOD_NAMES]
+        group.name: [Candidate(name, _grid(group, entries, name, target.activation)) for name in METHOD_NAMES]
         for group in search.groups
     }
-    first = {scale: found[METHOD_NAMES.index(start)] for scale, found in candidates.items()}
+    first = {name: found[METHOD_NAMES.index(start)] for name, found in candidates.items()}
     chosen = search.choose(first, candidates, narrator)
-    return {name: chosen[group.scale].label for group in search.groups for name in group.tensors}
+    return {name: chosen[group.name].label for group in search.groups for name in group.tensors}
 
 
 def _grid(group: Group, entries: Mapping[str, TensorEntry], method: str, scheme: Scheme) -> Parameters:

@@ -70,19 +70,24 @@ def share_scales(
     Returns:
         Parameters of the tensors in ``chosen``.
     """
-    quantized = chosen.keys() | fixed.keys()
-    groups: dict[str, set[str]] = {tensor: {tensor} for tensor in quantized}
-    for tensor in quantized:
-        for source in _sources(tensor, quantized, index, moving_ops):
-            if groups[source] is not groups[tensor]:
-                joined = groups[source] | groups[tensor]
-                groups.update(dict.fromkeys(joined, joined))
+    groups = sharing_groups(chosen.keys() | fixed.keys(), index, moving_ops)
     result = {}
     for tensor in chosen:
         settled = sorted(groups[tensor] & fixed.keys())
         candidates = [fixed[name] for name in settled] or [chosen[name] for name in groups[tensor]]
         result[tensor] = max(candidates, key=lambda found: found.scale)
     return result
+
+
+def sharing_groups(quantized: Collection[str], index: GraphIndex, moving_ops: Collection[str]) -> dict[str, set[str]]:
+    """The tensors that `share_scales` gives the same parameters, by each of them; alone if there are no others."""
+    groups: dict[str, set[str]] = {tensor: {tensor} for tensor in quantized}
+    for tensor in quantized:
+        for source in _sources(tensor, quantized, index, moving_ops):
+            if groups[source] is not groups[tensor]:
+                joined = groups[source] | groups[tensor]
+                groups.update(dict.fromkeys(joined, joined))
+    return groups
 
 
 def _sources(tensor: str, quantized: Collection[str], index: GraphIndex, moving_ops: Collection[str]) -> Iterator[str]:

@@ -48,7 +48,9 @@ def diagnose(
     """
     made = state.quantized(target, exclude)
     quantized = float_weights(state.model, made.proto)
-    exact = exact_weights(state.model, quantized, {*made.layers, *made.kept})
+    values = exact_weights(state.model, quantized, {*made.layers, *made.kept})
+    exact, exact_graph = list(values), with_values(quantized, values)
+    del made, values  # as large as the model each
     pairs = _pairs(quantized)
     n = _batches(probe)
 
@@ -57,10 +59,9 @@ def diagnose(
         return run_noise(model, probe, first=first, config=dict(PLAIN_PAIRS), pooled=first is None)
 
     whole = probe.sqnr_db(noise(quantized))
-    activations = probe.sqnr_db(noise(with_values(quantized, exact)))
+    activations = probe.sqnr_db(noise(exact_graph))
     weights = probe.sqnr_db(noise(_without_pairs(quantized, pairs)))
     parts = [("activation", tensor) for tensor in pairs] + [("weight", name) for name in exact]
-    exact_graph = with_values(quantized, exact)
     bare = _without_pairs(exact_graph, pairs)
     bare_index = {tensor.name for tensor in bare.graph.initializer}
     stored = {tensor.name: tensor for tensor in quantized.graph.initializer}

@@ -114,10 +114,10 @@ def falls(before: Floats, after: Floats, signal: Floats) -> float:
         after: The same samples' noise afterwards, (N, O).
         signal: Sum of the outputs' squares, (O,).
     """
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return math.inf if np.isfinite(after).all() else -math.inf
     scale = np.maximum(before.sum(axis=0), np.maximum(EXACT * signal, _TINY))
     differences = ((before - after) / scale).mean(axis=1)
-    if not np.isfinite(differences).all():
-        return -math.inf
     fall = float(differences.sum())
     error = float(np.std(differences, ddof=1)) * math.sqrt(len(differences)) if len(differences) > 1 else 0.0
     if error > 0.0:

@@ -68,7 +68,7 @@ class Sums:
         return sum(n > 0 for n in self._n)
 
     def add(self, x: NDArray[np.float32], y: NDArray[np.float32], half: int) -> None:
-        """Take in rows, (G, R, K), and their targets, (G, R, N), into half 0 or 1."""
+        """Take in rows, (G, R, K), and their targets, (G, R, N), into half 0 or 1; the arrays are overwritten."""
         if self._origin is None:
             means = [part.mean(axis=1, dtype=np.float64).astype(np.float32) for part in (x, y)]
             self._origin = means[0], means[1]
@@ -76,7 +76,9 @@ class Sums:
             shapes: list[tuple[int, ...]] = [(inputs,), (outputs,)]
             shapes += [(inputs, inputs), (outputs, inputs), (outputs,)] if self._second else []
             self._sums = [[np.zeros((groups, *shape)) for shape in shapes] for _ in self._n]
-        near, aim = x - self._origin[0][:, None], y - self._origin[1][:, None]
+        near, aim = x, y
+        near -= self._origin[0][:, None]
+        aim -= self._origin[1][:, None]
         sums = self._sums[half]
         self._n[half] += x.shape[1]
         sums[0] += near.sum(axis=1, dtype=np.float64)
@@ -96,6 +98,15 @@ class Sums:
             raise ValueError("no rows")
         near = [(self._sums[0][k] + self._sums[1][k]) / sum(self._n) for k in range(2)]
         return near[0] + self._origin[0].astype(np.float64), near[1] + self._origin[1].astype(np.float64)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all sums are."""
+        return all(bool(np.isfinite(part).all()) for sums in self._sums for part in sums)
+
+    def forget(self) -> None:
+        """Give the memory back; nothing can be asked for any more."""
+        self._sums = []
 
     def moments(self, half: int | None = None) -> Moments:
         """Moments of one half's rows, or of all.

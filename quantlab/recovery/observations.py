@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quantlab.calibrators.extremes import ChannelExtremes
 from quantlab.calibrators.measure import measure_tensor
-from quantlab.calibrators.methods import AUTO, DEFAULT_METHOD, range_methods
+from quantlab.calibrators.methods import DEFAULT_METHOD, range_methods
 from quantlab.calibrators.table import CalibrationTable, TensorEntry
 from quantlab.datasets.protocol import Dataset, Sample
 from quantlab.engines.observation import observe, observed_tensors, run_all
@@ -60,12 +60,17 @@ class Observed:
 
 
 def _as_picked(entry: TensorEntry, earlier: TensorEntry | None, method: str) -> TensorEntry:
-    """An entry that is observed anew, by the method that was picked for its tensor before, if one was."""
+    """An entry that is observed anew, by the methods that were picked for its tensor before, if any were.
+
+    What no method of its own gives, as ``auto`` and imported ranges, takes the pick of another scheme, or the default.
+    """
+    before = {} if earlier is None else {scheme: found.get(method) for scheme, found in earlier.ranges.items()}
+    picks = {scheme: found.picked for scheme, found in before.items() if found is not None and found.picked}
+    otherwise = next(iter(picks.values()), DEFAULT_METHOD)
     ranges = {}
     for scheme, by_method in entry.ranges.items():
-        before = None if earlier is None else earlier.ranges.get(scheme, {}).get(method)
-        picked = (before.picked if before is not None else None) or (DEFAULT_METHOD if method == AUTO else None)
-        if picked is not None:
-            by_method = {**by_method, method: replace(by_method[picked], picked=picked)}
-        ranges[scheme] = by_method
+        picked = picks.get(scheme) or (None if method in by_method else otherwise)
+        ranges[scheme] = by_method if picked is None else {
+            **by_method, method: replace(by_method[picked], picked=picked)
+        }  # fmt: skip
     return replace(entry, ranges=ranges)

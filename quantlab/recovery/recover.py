@@ -17,9 +17,10 @@ from quantlab.datasets.dataset import SourceDataset
 from quantlab.datasets.protocol import Dataset, Sample
 from quantlab.degradation import Degradation, DegradationCode
 from quantlab.documents import canonical_sha256, near_match
-from quantlab.engines.output_noise import Probe, make_probe
-from quantlab.errors import ConfigError
+from quantlab.engines.output_noise import Probe, batches_of, float_outputs, make_probe
+from quantlab.errors import CalibrationError, ConfigError
 from quantlab.graph.checks import has_qdq
+from quantlab.graph.model import open_session
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.targets import TargetProfile
 from quantlab.memory import release_memory
@@ -53,6 +54,7 @@ MOST_FIT = 256
 """Samples at most that steps learn from."""
 
 _FIT_BATCH, _FIT_BATCH_BYTES, _FIT_BYTES = 8, 5 << 18, 192 << 20
+_PROBE_BYTES = 1 << 30
 _LITTLE = 0.02
 """Share of the whole noise below which steps for that kind of noise are not run by default."""
 _WORTH_DB = 0.25
@@ -165,6 +167,7 @@ def recover(
         earlier = resume.steps(prepared)
         if earlier is None:
             diagnosis = diagnose(state, settings.target, settings.exclude, search, settings.threads, narrator)
+            release_memory()
             records: tuple[StepRecord, ...] = ()
         else:
             (diagnosis, records), state = (earlier[0].diagnosis, earlier[0].records), earlier[1]
@@ -208,7 +211,17 @@ class _Prober:
         self.prepared, self.pool = prepared, pool
 
     def __call__(self, samples: Sequence[Sample]) -> Probe:
-        return make_probe(self.prepared, samples, pool=self.pool, what="--recover", hint="leave out --recover")
+        """A probe of these samples, or of as many as fit into `_PROBE_BYTES` with their outputs, `LEAST` at least."""
+        most = max(LEAST, _PROBE_BYTES // max(1, self._bytes(samples[0])))
+        return make_probe(self.prepared, samples[:most], pool=self.pool, what="--recover", hint="leave out --recover")
+
+    def _bytes(self, sample: Sample) -> int:
+        """What a probe keeps of a sample: its inputs, and its outputs in float64; of a fixed batch, so many of them."""
+        session = open_session(self.prepared.model, threads=1, error=CalibrationError)
+        (feed,), _ = batches_of([sample], self.prepared.fixed_batch)
+        names = float_outputs(session)
+        outputs = session.run(names, dict(feed)) if names else []
+        return sum(v.nbytes for v in feed.values()) + 8 * sum(value.size for value in outputs)
 
 
 class _Run:

@@ -76,8 +76,7 @@ class Round:
         sums = walk.sums(spot)
         if sums is None or spot.layout is None:
             return None, "its operator has attributes or shapes that rounding does not know"
-        whole = sums.moments()
-        if not (np.isfinite(whole.xx).all() and np.isfinite(whole.yx).all()):
+        if not sums.finite:
             return None, "its inputs or outputs are not finite"
         stored = next(tensor for tensor in state.model.proto.graph.initializer if tensor.name == spot.weight)
         weight = np.asarray(tensor_array(state.model, stored), np.float32)
@@ -100,13 +99,16 @@ def settle_layer(
         spot: The layer.
         layout: How it reads its input.
         weight: Its floating-point weight.
-        sums: Over its rows in the quantized graph.
+        sums: Over its rows in the quantized graph; they are forgotten.
     """
     free = spot.adder is not None
     matrix = layout.matrix(weight)
-    whole = sums.moments()
-    used = whole.centred() if free else whole
     strength = _strength(matrix, sums, free=free)
+    whole = sums.moments()
+    sums.forget()
+    x, y = whole.x, whole.y
+    used = whole.centred() if free else whole
+    del whole  # of wide layers, each matrix of inputs by inputs is large
     aimed = matrix if math.isinf(strength) else least_squares(used.yx, used.xx, matrix, strength)
     dead = ~matrix.any(axis=2, keepdims=True)
     aimed = np.where(dead, 0.0, aimed)
@@ -115,7 +117,9 @@ def settle_layer(
         groups, outputs, inputs = aimed.shape
         joined = channel_scales(aimed.swapaxes(0, 1).reshape(1, outputs, groups * inputs))
         scales = np.broadcast_to(joined, (groups, outputs)).copy()
-    codes = round_second_order(aimed, scales, damped(used.xx, _DAMPING))
+    hessian = damped(used.xx, _DAMPING)
+    del used, matrix
+    codes = round_second_order(aimed, scales, hessian)
     per_channel = scales[0] if layout.shared_scales else scales.reshape(-1)
     made = RoundedWeight(
         np.ascontiguousarray(layout.restore(codes)).astype(np.int8), per_channel.astype(np.float32), layout.axis
@@ -123,7 +127,7 @@ def settle_layer(
     if not free:
         return made, None
     values = codes * scales[:, :, None]
-    return made, bias_of(values, whole.x, whole.y).astype(np.float32)
+    return made, bias_of(values, x, y).astype(np.float32)
 
 
 def bias_of(weight: Floats, x: Floats, y: Floats) -> Floats:

@@ -71,13 +71,7 @@ def round_second_order(weight: Matrices, scales: NDArray[np.float64], hessian: M
     Returns:
         Codes, (G, N, K), from -127 to 127.
     """
-    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
-    turned = np.take_along_axis(weight, order[:, None, :], axis=2)
-    inner = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], 1), order[:, None, :], 2)
-    carried = np.empty_like(weight)
-    np.put_along_axis(
-        carried, np.broadcast_to(order[:, None, :], weight.shape), _carried(turned, scales, inner), axis=2
-    )
+    carried = _carried(weight, scales, hessian)
     starts = carried, _nearest(weight, scales[:, :, None])
     ends = [_descended(start, weight, scales, hessian) for start in starts]
     errors = [output_error(weight, codes * scales[:, :, None], hessian) for codes in ends]
@@ -85,9 +79,14 @@ def round_second_order(weight: Matrices, scales: NDArray[np.float64], hessian: M
 
 
 def _carried(weight: Matrices, scales: NDArray[np.float64], hessian: Matrices) -> Matrices:
-    """Codes column by column, each column's error carried by those behind it."""
-    upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(hessian)), 1, 2)
-    left = weight.copy()
+    """Codes column by column, those of the largest inputs first, each column's error carried by those behind it."""
+    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1, kind="stable")
+    inner = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], 1), order[:, None, :], 2)
+    inverse = np.linalg.inv(inner)
+    del inner
+    upper = np.swapaxes(np.linalg.cholesky(inverse), 1, 2)
+    del inverse
+    left = np.take_along_axis(weight, order[:, None, :], axis=2)
     codes = np.empty_like(weight)
     n_columns = weight.shape[2]
     for start in range(0, n_columns, _BLOCK):
@@ -99,7 +98,9 @@ def _carried(weight: Matrices, scales: NDArray[np.float64], hessian: Matrices) -
             errors[:, :, column - start] = error
             left[:, :, column + 1 : stop] -= error[:, :, None] * upper[:, None, column, column + 1 : stop]
         left[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
-    return codes
+    result = np.empty_like(weight)
+    np.put_along_axis(result, np.broadcast_to(order[:, None, :], weight.shape), codes, axis=2)
+    return result
 
 
 def _descended(codes: Matrices, weight: Matrices, scales: NDArray[np.float64], hessian: Matrices) -> Matrices:

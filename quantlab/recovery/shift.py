@@ -130,6 +130,11 @@ def moved_grids(state: State, context: Context) -> dict[str, Parameters]:
     }
 
 
+def worth_moving(step: float, scale: float) -> bool:
+    """Whether a tensor's unsigned grid is enough finer than the symmetric one."""
+    return step * _LEAST_GAIN <= scale
+
+
 def _cost(label: str, moves: Sequence[_Move]) -> str:
     padded, adds = [move for move in moves if move.pads], sum(move.behind for move in moves)
     counts = [move.border_elements for move in padded]
@@ -170,7 +175,7 @@ def _find_moves(state: State, context: Context, quantized: Quantized) -> tuple[l
         if not alone and _is_added(edit, tensor):
             continue
         step, amount = affine_step(entries[tensor], state.table)
-        if step * _LEAST_GAIN > grid.scale:
+        if not worth_moving(step, grid.scale):
             continue
         pads = [convolution_pads(edit, node) for node in readers]
         if any(found is None for found in pads):

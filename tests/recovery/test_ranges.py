@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
+from qdq_checks import UNLIMITED
 from small_nets import Net
 from small_observations import ArrayObservations, context_of, state_of
 
 from quantlab import CalibrateSettings, DataRequest, Silent, calibrate, open_data, open_model
+from quantlab.calibrators.methods import METHOD_NAMES
 from quantlab.calibrators.quantize import INT8_SYMMETRIC, UINT8_AFFINE, parameters
 from quantlab.calibrators.table import TensorEntry, TensorRange
 from quantlab.datasets.protocol import Sample
 from quantlab.engines.output_noise import Probe, make_probe
 from quantlab.graph.model import save_model
 from quantlab.graph.targets import TARGETS, TENSORRT
-from quantlab.recovery.judge import Judged, noise_of
+from quantlab.recovery.judge import Judged, falls, noise_of
 from quantlab.recovery.observations import Observed
 from quantlab.recovery.protocol import Context, Proposals, State
-from quantlab.recovery.ranges import Ranges
+from quantlab.recovery.ranges import Ranges, _candidates, _search
 from quantlab.recovery.recover import RecoverSettings, recover
 from quantlab.recovery.shift import Shift, affine_step, moved_grids
 
@@ -96,14 +98,17 @@ def test_a_range_of_another_method_is_taken(target: str, factor: float, feed: Fe
     scheme = TARGETS[target].activation
     for entry in proposal.state.table.tensors:
         if entry.name in changed:
-            for by_method in entry.ranges.values():
-                assert by_method["mse"] == replace(by_method["minmax"], picked="minmax")
-            whole = entry.ranges[scheme.name]["minmax"]
-            got = proposal.state.quantized(context.target).tensors[entry.name]
-            assert got == parameters(whole.low, whole.high, scheme)
+            moved = entry.name in moved_grids(state, context)
+            by_method = entry.ranges[UINT8_AFFINE.name if moved else scheme.name]
+            assert by_method["mse"] == replace(by_method["minmax"], picked="minmax")
+            if not moved:
+                whole = by_method["minmax"]
+                got = proposal.state.quantized(context.target).tensors[entry.name]
+                assert got == parameters(whole.low, whole.high, scheme)
     assert proposal.state.table.method == "mse"
     before, after = (
-        noise_of(one, context.target, (), context.search, Judged.ACTIVATIONS) for one in (state, proposal.state)
+        noise_of(one, context.target, (), context.search, Judged.ACTIVATIONS, moved_grids(one, context))
+        for one in (state, proposal.state)
     )
     assert after.sum() < 0.25 * before.sum()
 
@@ -121,6 +126,75 @@ def test_ranges_of_one_method_alone(feed: Feed, pool: ThreadPoolExecutor) -> Non
     found = Ranges().propose(state, context)
     assert not found.proposals
     assert found.notes == ("the table holds the ranges of one method alone",)
+
+
+def test_no_tensor_makes_much_of_the_noise(feed: Feed, pool: ThreadPoolExecutor) -> None:
+    _, _, found = _propose(feed, 12.0, pool, shares={"x": 0.01})
+    assert not found.proposals
+    assert found.notes == ("no tensor makes 2% of the noise",)
+
+
+def test_tensors_that_share_a_scale_are_one(feed: Feed, pool: ThreadPoolExecutor) -> None:
+    """A Concat and what it joins have one grid, the widest; what the search measures is what the writer writes."""
+    net = Net(3, 9, 9)
+    a = net.add("Relu", net.add("Conv", "x", net.normal(16, 3, 3, 3), net.normal(16)))
+    b = net.add("LeakyRelu", net.add("Conv", a, net.normal(16, 16, 1, 1), net.normal(16)))
+    joined = net.add("Conv", net.add("Concat", a, b, axis=1), net.normal(16, 32, 3, 3), net.normal(16))
+    net.add("Conv", b, net.normal(16, 16, 1, 1))
+    observations = ArrayObservations(feed)
+    state = state_of(net.model(joined, net.nodes[-1].output[0]), observations)
+    tensors = tuple(_widened(entry, "mse", 12.0) for entry in state.table.tensors)
+    state = replace(state, table=replace(state.table, method="mse", tensors=tensors))
+    context = replace(context_of(observations), target=UNLIMITED, search=_probe(state, feed, pool), moving=False)
+    search, grids = _search(state, context, {})
+    shared = [group.tensors for group in search.groups if len(group.tensors) > 1]
+    assert shared == [(a, b, "Concat_4_out")]
+    candidates = _candidates(state, context, search.groups, grids, {})
+    chosen = search.choose({name: found[0] for name, found in candidates.items()}, candidates, Silent())
+    assert {one.label for one in chosen.values()} == {"minmax"}
+    (proposal,) = Ranges().propose(state, context).proposals
+    written = noise_of(proposal.state, context.target, (), context.search, Judged.ACTIVATIONS)
+    np.testing.assert_allclose(search.noise(chosen), written, rtol=1e-6)
+
+
+def test_a_tensor_that_the_table_does_not_hold(feed: Feed, pool: ThreadPoolExecutor) -> None:
+    """A Softmax has [0, 1] without an entry, and keeps it."""
+    net = Net(3, 9, 9)
+    left, right = (net.add("Conv", "x", net.normal(16, 3, 1, 1), net.normal(16)) for _ in range(2))
+    soft = net.add("Softmax", net.add("MatMul", left, right), axis=-1)
+    state = state_of(net.model(net.add("MatMul", soft, right)), observations := ArrayObservations(feed))
+    tensors = tuple(_widened(entry, "mse", 12.0) for entry in state.table.tensors if entry.name != soft)
+    state = replace(state, table=replace(state.table, method="mse", tensors=tensors))
+    context = replace(context_of(observations), target=UNLIMITED, search=_probe(state, feed, pool))
+    assert soft in state.quantized(UNLIMITED).tensors
+    (proposal,) = Ranges().propose(state, context).proposals
+    assert soft not in proposal.changed
+    assert proposal.changed
+
+
+def test_a_moved_tensor_keeps_its_symmetric_range(feed: Feed, pool: ThreadPoolExecutor) -> None:
+    """If it is not moved in the end, it has what it had; the grid that was chosen for it is that of the moved one."""
+    state, context, found = _propose(feed, 0.7, pool)
+    (proposal,) = found.proposals
+    moved = set(moved_grids(state, context)) & set(proposal.changed)
+    assert moved
+    before, after = state.quantized(context.target).tensors, proposal.state.quantized(context.target).tensors
+    for name in moved:
+        assert after[name] == before[name]
+        entry = proposal.state.table.entries()[name]
+        assert moved_grids(proposal.state, context)[name].scale == pytest.approx(entry.maximum / 255, rel=1e-6)
+    assert found.notes == (
+        f"measured with {len(moved_grids(state, context))} tensors on the grids that shift is to give them",
+    )
+
+
+@pytest.mark.parametrize("infinite", [np.inf, np.nan])
+def test_what_cures_infinite_noise_is_better(infinite: float) -> None:
+    good, bad = np.ones((4, 1)), np.array([[1.0], [infinite], [1.0], [1.0]])
+    signal = np.ones(1)
+    assert falls(bad, good, signal) == np.inf
+    assert falls(good, bad, signal) == -np.inf
+    assert falls(bad, bad, signal) == -np.inf
 
 
 def test_tensors_that_make_little_noise_are_left(feed: Feed, pool: ThreadPoolExecutor) -> None:
@@ -174,22 +248,32 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, feed: Feed) -> Path:
     return folder
 
 
-def test_what_is_observed_anew_keeps_the_method_that_was_picked(calibrated: Path) -> None:
+@pytest.mark.parametrize("method", ["mse", "auto", "imported"])
+def test_what_is_observed_anew_keeps_the_method_that_was_picked(method: str, calibrated: Path) -> None:
+    """Scheme by scheme; methods that observe nothing take the pick of the scheme that has one, or the default."""
     prepared = open_model(calibrated / "net.onnx", {}, Silent())
     dataset, preprocess = open_data(prepared.model, DataRequest(str(calibrated / "data.npz")), Silent())
     table, _ = calibrate(prepared, dataset, preprocess, CalibrateSettings("mse", 99.99, 2, TENSORRT), Silent())
     one, other = [entry for entry in table.tensors if entry.minimum == 0.0][:2]
-    ranges = {
-        scheme: {**by_method, "mse": replace(by_method["percentile"], picked="percentile")}
-        for scheme, by_method in one.ranges.items()
-    }
-    entries = tuple(replace(entry, ranges=ranges) if entry is one else entry for entry in table.tensors)
-    state = State(prepared, replace(table, tensors=entries))
+
+    def with_pick(entry: TensorEntry, picked: str | None) -> TensorEntry:
+        symmetric = entry.ranges[INT8_SYMMETRIC.name]
+        chosen = {**symmetric, method: replace(symmetric[picked or "mse"], picked=picked)}
+        return replace(entry, ranges={**entry.ranges, INT8_SYMMETRIC.name: chosen})
+
+    picks = {one.name: "percentile", other.name: None}
+    entries = tuple(with_pick(entry, picks.get(entry.name)) for entry in table.tensors)
+    state = State(prepared, replace(table, method=method, tensors=entries))
     found = Observed(dataset, 1).ranges(state, {one.name, other.name}).entries()
-    for scheme in (INT8_SYMMETRIC.name, UINT8_AFFINE.name):
-        again = found[one.name].ranges[scheme]
-        assert again["mse"] == replace(again["percentile"], picked="percentile")
-        assert found[other.name] == other
+    again = found[one.name].ranges
+    assert again[INT8_SYMMETRIC.name][method] == replace(again[INT8_SYMMETRIC.name]["percentile"], picked="percentile")
+    affine, plain = again[UINT8_AFFINE.name], found[other.name].ranges[INT8_SYMMETRIC.name]
+    if method == "mse":
+        assert affine == one.ranges[UINT8_AFFINE.name]
+        assert plain["mse"] == other.ranges[INT8_SYMMETRIC.name]["mse"]
+    else:
+        assert affine[method] == replace(affine["percentile"], picked="percentile")
+        assert plain[method] == replace(plain["mse"], picked="mse")
 
 
 def test_the_whole_of_it(calibrated: Path) -> None:
@@ -199,13 +283,20 @@ def test_the_whole_of_it(calibrated: Path) -> None:
     table, _ = calibrate(prepared, dataset, preprocess, CalibrateSettings("mse", 99.99, 2, TENSORRT), Silent())
     clipping = tuple(_widened(entry, "mse", 0.3) for entry in table.tensors)
     made = recover(
-        prepared, dataset, replace(table, tensors=clipping), RecoverSettings(("ranges", "shift"), TENSORRT, 2), Silent()
+        prepared,
+        dataset,
+        replace(table, tensors=clipping),
+        RecoverSettings(("ranges", "shift", "round"), TENSORRT, 2),
+        Silent(),
     )
-    ranges, shift = made.record.steps
+    ranges, shift, _ = made.record.steps
     assert ranges.name == "ranges"
     assert ranges.kept
     assert made.record.end_db > made.record.start_db + 6.0
     assert shift.name == "shift"
-    assert made.state.table.recovered == ()
-    picked = {entry.ranges[UINT8_AFFINE.name]["mse"].picked for entry in made.state.table.tensors}
-    assert picked - {None}
+    assert shift.kept
+    assert set(shift.changed) <= set(ranges.changed)
+    entries = made.state.table.entries()
+    for name in ranges.changed:
+        scheme = UINT8_AFFINE if name in shift.changed else INT8_SYMMETRIC
+        assert entries[name].ranges[scheme.name]["mse"].picked in METHOD_NAMES

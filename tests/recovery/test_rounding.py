@@ -112,7 +112,7 @@ def test_means_need_no_products() -> None:
     rng = np.random.default_rng(8)
     x, y = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.standard_normal((3, 50, 2)).astype(np.float32)
     sums = Sums(second=False)
-    sums.add(x[:, :20], y[:, :20], 0)
-    sums.add(x[:, 20:], y[:, 20:], 1)
+    sums.add(x[:, :20].copy(), y[:, :20].copy(), 0)
+    sums.add(x[:, 20:].copy(), y[:, 20:].copy(), 1)
     for found, expected in zip(sums.means(), (x, y), strict=True):
         np.testing.assert_allclose(found, expected.mean(1, dtype=np.float64), atol=1e-6)
