@@ -221,7 +221,7 @@ class _Prober:
         (feed,), _ = batches_of([sample], self.prepared.fixed_batch)
         names = float_outputs(session)
         outputs = session.run(names, dict(feed)) if names else []
-        return sum(v.nbytes for v in feed.values()) + 8 * sum(value.size for value in outputs)
+        return sum(value.nbytes for value in feed.values()) + 8 * sum(int(value.size) for value in outputs)
 
 
 class _Run:
