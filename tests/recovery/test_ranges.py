@@ -27,7 +27,7 @@ from quantlab.recovery.judge import Judged, falls, noise_of
 from quantlab.recovery.observations import Observed
 from quantlab.recovery.protocol import Context, Proposals, State
 from quantlab.recovery.ranges import Ranges, _candidates, _search
-from quantlab.recovery.recover import RecoverSettings, recover
+from quantlab.recovery.recover import Recovered, RecoverSettings, recover
 from quantlab.recovery.shift import Shift, affine_step, moved_grids
 
 Feed = Mapping[str, NDArray[np.float32]]
@@ -276,19 +276,21 @@ def test_what_is_observed_anew_keeps_the_method_that_was_picked(method: str, cal
         assert plain[method] == replace(plain["mse"], picked="mse")
 
 
-def test_the_whole_of_it(calibrated: Path) -> None:
-    """A table with ranges that clip: the step alone gains on held-out samples, says so, and is kept."""
+STEPS = ("ranges", "shift", "round")
+
+
+def _recover(calibrated: Path, threads: int, folder: Path | None = None) -> Recovered:
+    """Recover from a table whose ranges clip."""
     prepared = open_model(calibrated / "net.onnx", {}, Silent())
     dataset, preprocess = open_data(prepared.model, DataRequest(str(calibrated / "data.npz")), Silent())
     table, _ = calibrate(prepared, dataset, preprocess, CalibrateSettings("mse", 99.99, 2, TENSORRT), Silent())
-    clipping = tuple(_widened(entry, "mse", 0.3) for entry in table.tensors)
-    made = recover(
-        prepared,
-        dataset,
-        replace(table, tensors=clipping),
-        RecoverSettings(("ranges", "shift", "round"), TENSORRT, 2),
-        Silent(),
-    )
+    clipping = replace(table, tensors=tuple(_widened(entry, "mse", 0.3) for entry in table.tensors))
+    return recover(prepared, dataset, clipping, RecoverSettings(STEPS, TENSORRT, threads, folder=folder), Silent())
+
+
+def test_the_whole_of_it(calibrated: Path) -> None:
+    """The step gains on held-out samples, says so, and is kept, and so is the moving that it looked forward to."""
+    made = _recover(calibrated, 2)
     ranges, shift, _ = made.record.steps
     assert ranges.name == "ranges"
     assert ranges.kept
@@ -300,3 +302,24 @@ def test_the_whole_of_it(calibrated: Path) -> None:
     for name in ranges.changed:
         scheme = UINT8_AFFINE if name in shift.changed else INT8_SYMMETRIC
         assert entries[name].ranges[scheme.name]["mse"].picked in METHOD_NAMES
+
+
+def test_the_same_after_an_interruption_and_with_another_number_of_threads(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _recover(calibrated, 2)
+    assert _recover(calibrated, 1).state.table == whole.state.table
+
+    def interrupted(*_: object) -> Proposals:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shift, "propose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _recover(calibrated, 2, tmp_path)
+    monkeypatch.setattr(Ranges, "propose", interrupted)  # it is finished
+    again = _recover(calibrated, 2, tmp_path)
+    assert [step.name for step in again.record.steps] == list(STEPS)
+    assert again.state.table == whole.state.table
+    for name, weight in whole.state.rounded.items():
+        np.testing.assert_array_equal(weight.codes, again.state.rounded[name].codes)
