@@ -15,11 +15,11 @@ CHUNK = 8
 
 
 def map_ahead(
-    work: Callable[[int], T], indices: Sequence[int], threads: int, *, chunk: int = CHUNK
+    work: Callable[[int], T], indices: Sequence[int], threads: int, *, chunk: int = CHUNK, ahead: int = 2
 ) -> Generator[T, None, None]:
     """Results of ``work`` for each index, in order.
 
-    At most ``threads * 2`` chunks are in flight or waiting, whatever the number of indices. When the consumer stops
+    At most ``threads * ahead`` chunks are in flight or waiting, whatever the number of indices. When the consumer stops
     early or is interrupted, waiting work is cancelled and the threads have ended before this returns. An exception
     in ``work`` is raised when the results before its chunk have been given.
     """
@@ -32,7 +32,7 @@ def map_ahead(
         return [work(index) for index in part if not stop.is_set()]
 
     try:
-        for part in islice(chunks, threads * 2):
+        for part in islice(chunks, threads * ahead):
             pending.append(executor.submit(run, part))
         while pending:
             results = pending.popleft().result()

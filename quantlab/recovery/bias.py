@@ -44,4 +44,4 @@ class Bias:
             return Proposals((), ("no layer has a bias, or can have one",))
         proto = with_biases(state.model.proto, walk.spots, {name: walk.biases[name] for name in changed})
         better = replace(state.with_proto(proto), target=state.target or state.prepared)
-        return Proposals((Proposal("", better, tuple(changed)),))
+        return Proposals((Proposal.of("", better, tuple(changed)),))

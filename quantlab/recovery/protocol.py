@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -137,13 +137,23 @@ class Proposal:
 
     Attributes:
         label: What tells it from the step's other proposals, such as ``strength 0.5``; empty if there is but one.
-        state: The state.
+        make: Makes the state.
         changed: Names of the layers or tensors that were changed.
     """
 
     label: str
-    state: State
+    make: Callable[[], State]
     changed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, label: str, state: State, changed: tuple[str, ...]) -> Proposal:
+        """A proposal of a state that is there already."""
+        return cls(label, lambda: state, changed)
+
+    @property
+    def state(self) -> State:
+        """The state. It may be made anew each time: all proposals of a step at once would be as many models."""
+        return self.make()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

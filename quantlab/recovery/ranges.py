@@ -78,7 +78,7 @@ class Ranges:
         table = replace(state.table, tensors=tuple(entries[name] for name in sorted(entries)), auto=None)
         n = len(moved)
         notes = (f"measured with {n} tensors on the grids that shift is to give them",) if n else ()
-        return Proposals((Proposal(label, replace(state, table=table), tuple(sorted(changed))),), notes)
+        return Proposals((Proposal.of(label, replace(state, table=table), tuple(sorted(changed))),), notes)
 
 
 def _search(

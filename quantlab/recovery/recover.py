@@ -291,14 +291,15 @@ class _Run:
             seconds = time.perf_counter() - began
             return StepRecord(step.name, "", False, None, None, None, seconds, (), tuple(found.notes), by)
         best = self._best(found.proposals, by, as_moved=step.name == Ranges.name)
+        better = best.state
         before, after = (
-            self._noise(state, self.check, by, as_moved=step.name == Ranges.name) for state in (self.state, best.state)
+            self._noise(state, self.check, by, as_moved=step.name == Ranges.name) for state in (self.state, better)
         )
         decibels = self.check.sqnr_db(before), self.check.sqnr_db(after)
         kept = decibels[1] > decibels[0] and falls(before, after, self.check.signal) > LIKELY
         notes = tuple(found.notes)
         if kept:
-            self.state = best.state
+            self.state = better
         else:
             notes = (*notes, "dropped: it does not surely gain on held-out samples")
         _, interval = change_db(before, after, self.check.signal)

@@ -9,6 +9,7 @@ arXiv:1906.04721, section 4.2, here after all layers before it are settled).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from quantlab.graph.model import tensor_array
 from quantlab.graph.weights import RoundedWeight
 from quantlab.recovery.layout import Layout
-from quantlab.recovery.moments import Sums
+from quantlab.recovery.moments import Moments, Sums
 from quantlab.recovery.protocol import Context, Proposal, Proposals, State
 from quantlab.recovery.rounding import channel_scales, damped, least_squares, round_second_order
 from quantlab.recovery.sequential import Sequential
@@ -67,7 +68,7 @@ class Round:
             state.model.proto, walk.spots, {name: walk.biases[name] for name in changed if name in walk.biases}
         )
         better = replace(state.with_proto(proto), rounded=rounded, target=state.target or state.prepared)
-        return Proposals((Proposal("", better, tuple(changed)),), tuple(left))
+        return Proposals((Proposal.of("", better, tuple(changed)),), tuple(left))
 
     def _settled(
         self, spot: Spot, state: State, walk: Sequential
@@ -103,12 +104,14 @@ def settle_layer(
     """
     free = spot.adder is not None
     matrix = layout.matrix(weight)
-    strength = _strength(matrix, sums, free=free)
+    halves = [sums.moments(half) for half in (0, 1)] if sums.halves == 2 else []
     whole = sums.moments()
-    sums.forget()
+    sums.forget()  # of wide layers, each matrix of inputs by inputs is large
+    strength = _strength(matrix, halves, free=free)
+    del halves
     x, y = whole.x, whole.y
     used = whole.centred() if free else whole
-    del whole  # of wide layers, each matrix of inputs by inputs is large
+    del whole
     aimed = matrix if math.isinf(strength) else least_squares(used.yx, used.xx, matrix, strength)
     dead = ~matrix.any(axis=2, keepdims=True)
     aimed = np.where(dead, 0.0, aimed)
@@ -141,14 +144,13 @@ def bias_of(weight: Floats, x: Floats, y: Floats) -> Floats:
     return np.asarray((y - np.einsum("gnk,gk->gn", weight, x)).reshape(-1))
 
 
-def _strength(matrix: Floats, sums: Sums, *, free: bool) -> float:
+def _strength(matrix: Floats, halves: Sequence[Moments], *, free: bool) -> float:
     """The hold at which weights of either half of the samples serve the other half best.
 
     Holds are tried from the strongest on; the search ends at the first that does not surely serve better.
     """
-    if sums.halves < 2:
+    if not halves:
         return math.inf
-    halves = [sums.moments(half) for half in (0, 1)]
     best, lowest = math.inf, math.inf
     for strength in STRENGTHS:
         loss = 0.0

@@ -130,8 +130,12 @@ def scaled(state: State, context: Context, label: str, scalings: Sequence[Scalin
     Raises:
         CalibrationError: If the model fails on a sample.
     """
-    changed = state.with_proto(apply(state.model, scalings))
+
+    def scale() -> State:
+        return state.with_proto(apply(state.model, scalings))
+
     moved = {tensor for group, _ in scalings for tensor in group.tensors}
     tensors = [entry.name for entry in state.table.tensors if entry.name in moved]
-    changed = replace(changed, table=context.observations.ranges(changed, tensors))
-    return Proposal(label, changed, tuple(dict.fromkeys(node for group, _ in scalings for node in group.nodes)))
+    table = context.observations.ranges(scale(), tensors)
+    changed = tuple(dict.fromkeys(node for group, _ in scalings for node in group.nodes))
+    return Proposal(label, lambda: replace(scale(), table=table), changed)

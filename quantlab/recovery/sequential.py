@@ -24,7 +24,7 @@ from quantlab.recovery.protocol import Context, State
 from quantlab.recovery.simulation import MOST_AT_ONCE, Arrays, Walk, float_weights
 from quantlab.recovery.spots import Spot, find_spots, own_biases, with_biases
 
-CUT_BYTES = 64 << 20
+CUT_BYTES = 32 << 20
 """Memory for the values of one graph between layers; where they need more, more is computed again."""
 
 _ROWS, _ROWS_AN_INPUT = 8192, 16
@@ -122,7 +122,7 @@ class Sequential:
             return layout.rows(np.asarray(ours[read], np.float32), positions), layout.outputs(wanted, positions)
 
         sums = Sums(second=second)
-        for number, (x, y) in enumerate(map_ahead(rows, range(n_batches), self._threads, chunk=1)):
+        for number, (x, y) in enumerate(map_ahead(rows, range(n_batches), self._threads, chunk=1, ahead=1)):
             sums.add(x, y, number % 2)
         return sums
 

@@ -109,7 +109,7 @@ class Shift:
         if not chosen:
             return Proposals((), (*notes, "no one-sided tensor with a share of the noise is read by layers alone"))
         proposals = [
-            Proposal(label, _moved(state, group, quantized.layers), tuple(move.tensor for move in group))
+            Proposal.of(label, _moved(state, group, quantized.layers), tuple(move.tensor for move in group))
             for label, group in chosen
         ]
         return Proposals(tuple(proposals), tuple(notes))

@@ -105,10 +105,13 @@ class Spare:
             reason = "no tensor with a large share of the noise lies between layers whose channels can be copied"
             return Proposals((), tuple(notes) or (reason,))
         changed = tuple(plan.site.tensor for plan in plans)
-        proposals = [Proposal("", state.with_proto(_copied(state, plans, 1)), changed)]
+        proposals = [Proposal.of("", state.with_proto(_copied(state, plans, 1)), changed)]
         if any(len(plan.movable) > 1 and plan.movable[1][list(plan.copies)].any() for plan in plans):
             both = state.with_proto(_copied(state, plans, 2))
-            proposals = [Proposal("first tensor", proposals[0].state, changed), Proposal("both tensors", both, changed)]
+            proposals = [
+                Proposal.of("first tensor", proposals[0].state, changed),
+                Proposal.of("both tensors", both, changed),
+            ]
         return Proposals(tuple(proposals), tuple(notes))
 
 

@@ -22,6 +22,7 @@ from quantlab.graph.model import open_session, save_model
 from quantlab.graph.prepare import Prepared
 from quantlab.graph.targets import ONNXRUNTIME, TENSORRT, TargetProfile
 from quantlab.recovery import recover as module
+from quantlab.recovery.protocol import Proposal
 from quantlab.recovery.recover import STEP_NAMES, Recovered, RecoverSettings, parse_steps, recover
 
 Made = tuple[Prepared, Dataset, CalibrationTable]
@@ -216,7 +217,7 @@ def test_a_step_that_hurts_is_dropped(chain: Made, monkeypatch: pytest.MonkeyPat
         for tensor in proto.graph.initializer:
             if "recovered" in tensor.name:
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(1), tensor.name))
-        return replace(found, proposals=[replace(proposal, state=proposal.state.with_proto(proto))])
+        return replace(found, proposals=[Proposal.of("", proposal.state.with_proto(proto), proposal.changed)])
 
     monkeypatch.setattr(module.Bias, "propose", wrong)
     found = _recover(chain, "bias")
