@@ -16,7 +16,7 @@ from quantlab.errors import CalibrationError
 from quantlab.graph.model import Model, open_session
 from quantlab.graph.targets import TargetProfile
 from quantlab.recovery.protocol import State
-from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weights, with_grids, with_values
+from quantlab.recovery.simulation import PLAIN_PAIRS, activations_alone, with_grids
 from quantlab.statistics.bootstrap import Additive, Resampling, bca, replicate
 from quantlab.statistics.interval import Interval
 
@@ -64,8 +64,7 @@ def noise_of(
     proto = with_grids(made.proto, grids) if grids else made.proto
     if by is Judged.BOTH:
         return run_noise(state.model.with_proto(proto), probe)
-    plain = float_weights(state.model, proto)
-    exact = with_values(plain, exact_weights(state.model, plain, {*made.layers, *made.kept}))
+    exact = activations_alone(state.model, made, proto)
     return run_noise(state.model.with_proto(exact), probe, config=dict(PLAIN_PAIRS))
 
 
@@ -107,7 +106,9 @@ def change_db(before: Floats, after: Floats, signal: Floats, seed: int = 0) -> t
 
 
 def falls(before: Floats, after: Floats, signal: Floats) -> float:
-    """By how many standard errors over the samples the noise falls in sum; infinite for one sample.
+    """By how many standard errors over the samples the noise falls in sum.
+
+    Infinite for one sample, and where noise that is not finite becomes so, or the other way round.
 
     Args:
         before: Noise by sample and output, (N, O).

@@ -67,8 +67,12 @@ class Sums:
         """Halves that have rows."""
         return sum(n > 0 for n in self._n)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def add(self, x: NDArray[np.float32], y: NDArray[np.float32], half: int) -> None:
-        """Take in rows, (G, R, K), and their targets, (G, R, N), into half 0 or 1; the arrays are overwritten."""
+        """Take in rows, (G, R, K), and their targets, (G, R, N), into half 0 or 1; the arrays are overwritten.
+
+        Values whose products float32 cannot hold make the sums infinite or NaN, which `finite` tells.
+        """
         if self._origin is None:
             means = [part.mean(axis=1, dtype=np.float64).astype(np.float32) for part in (x, y)]
             self._origin = means[0], means[1]
@@ -105,8 +109,8 @@ class Sums:
         return all(bool(np.isfinite(part).all()) for sums in self._sums for part in sums)
 
     def forget(self) -> None:
-        """Give the memory back; nothing can be asked for any more."""
-        self._sums = []
+        """Give the memory back: there are no rows any more."""
+        self._sums, self._origin, self._n = [], None, [0, 0]
 
     def moments(self, half: int | None = None) -> Moments:
         """Moments of one half's rows, or of all.

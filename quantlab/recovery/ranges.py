@@ -25,14 +25,13 @@ from quantlab.graph.scales import sharing_groups
 from quantlab.graph.targets import BiasType
 from quantlab.recovery.judge import falls
 from quantlab.recovery.protocol import Context, Proposal, Proposals, State
-from quantlab.recovery.shift import moved_grids, worth_moving
-from quantlab.recovery.simulation import PLAIN_PAIRS, exact_weights, float_weights, with_values
+from quantlab.recovery.shift import as_int8, moved_grids, worth_moving
+from quantlab.recovery.simulation import PLAIN_PAIRS, activations_alone
 
 LARGE_SHARE = 0.02
 """Share of the noise at the outputs from which another range is looked for: a search costs runs for each tensor."""
 
 _HOPELESS = -1.0  # a few samples seldom show what clipping costs, so a wider range may look worse on them
-_MIDDLE = 128
 
 
 class Ranges:
@@ -75,6 +74,7 @@ class Ranges:
             entries[name] = _with(entries[name], UINT8_AFFINE, state.table.method, found)
             if not worth_moving(chosen[name].grid.scale, grids[name].scale):
                 entries[name] = _with(entries[name], INT8_SYMMETRIC, state.table.method, found)
+        # What auto measured was with other ranges.
         table = replace(state.table, tensors=tuple(entries[name] for name in sorted(entries)), auto=None)
         n = len(moved)
         notes = (f"measured with {n} tensors on the grids that shift is to give them",) if n else ()
@@ -87,12 +87,10 @@ def _search(
     """The Q/DQ graph with weights and biases in floating point, and the grids of its activations as they are."""
     target, probe = context.target, context.search
     made = state.quantized(replace(target, bias=BiasType.FLOAT), context.exclude)
-    plain = float_weights(state.model, made.proto)
-    exact = with_values(plain, exact_weights(state.model, plain, {*made.layers, *made.kept}))
     together = made.tensors.keys() - moved.keys()  # a moved tensor has a grid of its own
     search = RangeSearch(
         state.model,
-        exact,
+        activations_alone(state.model, made, made.proto),
         target.activation,
         probe,
         lambda before, after: falls(before, after, probe.signal),
@@ -115,7 +113,7 @@ def _candidates(
     found: dict[str, list[Candidate]] = {}
     for group in groups:
         found[group.name] = [Candidate(state.table.method, moved.get(group.name, grids[group.name]))]
-        scheme, middle = (UINT8_AFFINE, _MIDDLE) if group.name in moved else (context.target.activation, 0)
+        scheme = UINT8_AFFINE if group.name in moved else context.target.activation
         own = [entries[name] for name in group.tensors if name in entries]
         if len(own) < len(group.tensors) or any(entry.minimum == entry.maximum == 0.0 for entry in own):
             continue  # the grid is not the table's
@@ -126,9 +124,11 @@ def _candidates(
                 continue
             # Tensors that share a scale have the widest of their ranges.
             grid = parameters(min(one.low for one in known), max(one.high for one in known), scheme)
-            if group.name in moved and not _stays_moved(own[0], label, grid.scale, grids[group.name].scale):
-                continue
-            found[group.name].append(Candidate(label, Parameters(grid.scale, grid.zero_point - middle)))
+            if group.name in moved:
+                if not _stays_moved(own[0], label, grid.scale, grids[group.name].scale):
+                    continue
+                grid = as_int8(grid)
+            found[group.name].append(Candidate(label, grid))
     return found
 
 

@@ -55,6 +55,7 @@ MOST_FIT = 256
 
 _FIT_BATCH, _FIT_BATCH_BYTES, _FIT_BYTES = 8, 5 << 18, 192 << 20
 _PROBE_BYTES = 1 << 30
+"""Memory for the inputs and outputs of the samples that judge, and of those that choose; fewer are taken if need be."""
 _LITTLE = 0.02
 """Share of the whole noise below which steps for that kind of noise are not run by default."""
 _WORTH_DB = 0.25

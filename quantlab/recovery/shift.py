@@ -130,6 +130,11 @@ def moved_grids(state: State, context: Context) -> dict[str, Parameters]:
     }
 
 
+def as_int8(grid: Parameters) -> Parameters:
+    """The grid of INT8 with a zero-point that stands for the same numbers as one of UINT8."""
+    return Parameters(grid.scale, grid.zero_point - _MIDDLE)
+
+
 def worth_moving(step: float, scale: float) -> bool:
     """Whether a tensor's unsigned grid is enough finer than the symmetric one."""
     return step * _LEAST_GAIN <= scale

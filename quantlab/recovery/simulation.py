@@ -21,6 +21,7 @@ from quantlab.errors import CalibrationError
 from quantlab.graph.cleanup import remove_dead
 from quantlab.graph.index import GraphIndex, implicit_inputs
 from quantlab.graph.model import Model, tensor_array
+from quantlab.graph.qdq import Quantized
 from quantlab.graph.session import Optimization, first_line, open_proto
 from quantlab.graph.tensors import read_tensor
 
@@ -81,6 +82,18 @@ def exact_weights(model: Model, quantized: ModelProto, layers: Collection[str]) 
             if name in original.initializers and read in stored and read != name:
                 found[read] = np.asarray(tensor_array(model, original.initializers[name]), np.float32)
     return found
+
+
+def activations_alone(model: Model, quantized: Quantized, proto: ModelProto) -> ModelProto:
+    """A Q/DQ graph that was made of a model, with the floating-point weights in place of the quantized ones.
+
+    Args:
+        model: The floating-point model.
+        quantized: What was made of it.
+        proto: Its graph, or that graph with other scales.
+    """
+    plain = float_weights(model, proto)
+    return with_values(plain, exact_weights(model, plain, {*quantized.layers, *quantized.kept}))
 
 
 def with_values(proto: ModelProto, values: Mapping[str, NDArray[np.generic]]) -> ModelProto:

@@ -108,6 +108,19 @@ def test_sums_equal_float64_and_do_not_lose_to_large_means() -> None:
         Sums().moments()
 
 
+@pytest.mark.parametrize("largest", [1e30, np.inf, np.nan])
+def test_values_that_products_cannot_hold_are_told_without_a_warning(largest: float) -> None:
+    sums = Sums()
+    assert sums.finite
+    x = np.zeros((1, 4, 3), np.float32)
+    x[0, 2, 1] = largest
+    sums.add(x, np.ones((1, 4, 2), np.float32), 0)
+    assert not sums.finite
+    sums.forget()
+    with pytest.raises(ValueError, match="no rows"):
+        sums.moments()
+
+
 def test_means_need_no_products() -> None:
     rng = np.random.default_rng(8)
     x, y = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.standard_normal((3, 50, 2)).astype(np.float32)
